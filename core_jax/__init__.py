@@ -1,0 +1,1 @@
+"""What both methods stand on: models, conversion, decoding, training, data."""

@@ -1,0 +1,1 @@
+"""Between a hub directory's tensors and our parameter trees: rules and bytes only."""

@@ -1,0 +1,252 @@
+"""Hub directories in, hub directories out: `load_model`, `save_model`."""
+
+import importlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_dtypes
+import numpy as np
+
+from core_jax.convert.rules import WeightsError, assign, derive_entries, format_problems
+from core_jax.convert.safetensors_io import TensorReader, write_tensors
+from core_jax.models.family import Family
+from core_jax.partition import flatten, unflatten
+from core_jax.sharding import fsdp_by_size, param_shardings
+
+# Explicit, so that it can be read and searched; a family is imported when it is first needed.
+# Identifiers are values of config.json's `_class_name`, `architectures` or `model_type`.
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "core_jax.models.clip_text": (
+        "CLIPTextModel",
+        "CLIPTextModelWithProjection",
+        "clip_text_model",
+    ),
+    "core_jax.models.unet": ("UNet2DConditionModel",),
+    "core_jax.models.autoencoder_kl": ("AutoencoderKL",),
+    "core_jax.models.florence2": ("Florence2ForConditionalGeneration", "florence2"),
+    "core_jax.models.qwen2": ("Qwen2ForCausalLM", "qwen2"),
+}
+
+
+class UnknownModelError(ValueError):
+    """No family of ours reads this configuration."""
+
+
+def find_family(config: Mapping[str, Any], *, where: str = "the configuration") -> Family:
+    """The family that a config.json describes.
+
+    Raises:
+      UnknownModelError: none does; the message lists what is supported.
+    """
+    names = [config.get("_class_name"), *(config.get("architectures") or ())]
+    names = [n for n in [*names, config.get("model_type")] if n]
+    for name in names:
+        for module, identifiers in FAMILIES.items():
+            if name in identifiers:
+                return importlib.import_module(module).FAMILY
+    supported = sorted(i for identifiers in FAMILIES.values() for i in identifiers)
+    raise UnknownModelError(
+        f"{where} describes {names or 'nothing'}; supported are {', '.join(supported)}"
+    )
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a model that `load_model` returned or that was built by hand."""
+    module = type(model).__module__.rpartition(".")[0]
+    if module not in FAMILIES:
+        raise UnknownModelError(f"{type(model).__name__} belongs to no family")
+    return importlib.import_module(module).FAMILY
+
+
+def load_config(path: str | os.PathLike) -> tuple[Family, Any]:
+    """The family and the typed configuration of a hub directory.
+
+    Raises:
+      FileNotFoundError: there is no config.json.
+      UnknownModelError: no family reads it.
+    """
+    file = pathlib.Path(path) / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; is {path} a hub model directory?")
+    raw = json.loads(file.read_text())
+    family = find_family(raw, where=str(file))
+    return family, family.config.from_hf(raw)
+
+
+def load_model(
+    path: str | os.PathLike, *, dtype: Any = None, mesh: Any = None, rules: Any = None
+) -> tuple[Any, Any]:
+    """Reads a hub directory.
+
+    Args:
+      path: a model directory (config.json and safetensors), or a diffusers pipeline
+        (model_index.json), whose supported sub-folders are then read.
+      dtype: floating-point type of the parameters; the stored types if None.
+      mesh: places parameters on this mesh; default device if None.
+      rules: logical axis -> mesh axes for the family's parameters (core_jax.sharding).
+
+    Returns:
+      (model, params): a Linen module and its tree for `model.apply({"params": params}, ...)`.
+      For a pipeline both are dictionaries keyed by sub-folder.
+
+    Raises:
+      WeightsError: tensors are missing, unknown, doubly used or wrongly shaped (all are listed).
+      CheckpointFormatError: no readable safetensors; pickles are refused.
+      UnknownModelError: the architecture is not supported.
+      FileNotFoundError: no configuration.
+    """
+    path = pathlib.Path(path)
+    if (path / "model_index.json").is_file() and not (path / "config.json").is_file():
+        loaded = {
+            p.name: load_model(p, dtype=dtype, mesh=mesh, rules=rules) for p in _components(path)
+        }
+        return {n: m for n, (m, _) in loaded.items()}, {n: p for n, (_, p) in loaded.items()}
+    family, config = load_config(path)
+    model = family.model(config=config)
+    flat = flatten(family.abstract_params(model))
+    weight_rules = family.rules(config)
+    reader = TensorReader(path)
+    entries = derive_entries({p: x.shape for p, x in flat.items()}, weight_rules)
+    assignments, aliases = assign(reader.shapes, entries, weight_rules)
+    _check_aliases(reader, aliases)
+    shardings = None
+    if mesh is not None:
+        shardings = flatten(_shardings(family, unflatten(flat), mesh, rules))
+    leaves = _read_leaves(reader, assignments, flat, dtype)
+    params = {
+        name: _place(array, None if shardings is None else shardings[name])
+        for name, array in leaves
+    }
+    return model, unflatten(params)
+
+
+def _components(path: pathlib.Path) -> list[pathlib.Path]:
+    index = json.loads((path / "model_index.json").read_text())
+    known = {i for identifiers in FAMILIES.values() for i in identifiers}
+    names = [k for k, v in index.items() if isinstance(v, list) and v[-1] in known]
+    missing = [n for n in names if not (path / n / "config.json").is_file()]
+    if missing:
+        raise FileNotFoundError(f"{path} is incomplete: {', '.join(missing)} missing")
+    return [path / n for n in names]
+
+
+def _shardings(family: Family, abstract, mesh, rules):
+    if rules is None or not family.param_axes:
+        return fsdp_by_size(abstract, mesh)
+    return param_shardings(abstract, family.param_axes, rules, mesh)
+
+
+def _check_aliases(reader: TensorReader, aliases: list[tuple[str, str]]) -> None:
+    differing = [
+        f"{name} differs from {target}, which it should repeat (tied)"
+        for name, target in aliases
+        if reader.shapes[name] != reader.shapes[target]
+        or not np.array_equal(reader.read(name), reader.read(target))
+    ]
+    if differing:
+        raise WeightsError(format_problems({"tied but different": differing}))
+
+
+def _read_leaves(reader, assignments, flat, dtype) -> Iterator[tuple[str, np.ndarray]]:
+    """One whole parameter at a time, so that host memory holds one, not the checkpoint."""
+    by_path: dict[str, list] = {}
+    for a in assignments:
+        by_path.setdefault(a.entry.path, []).append(a)
+    for path, parts in by_path.items():
+        stored = [reader.dtypes[a.stored_name] for a in parts]
+        kind = _float_type(stored) if dtype is None else np.dtype(dtype)
+        leaf = np.empty(flat[path].shape, kind)
+        for a in parts:
+            tensor = reader.read(a.stored_name)
+            tensor = a.entry.layout.to_ours(tensor.T if a.transpose else tensor)
+            leaf[() if a.entry.layer is None else a.entry.layer] = tensor
+        yield path, leaf
+
+
+def _float_type(stored: list[np.dtype]) -> np.dtype:
+    """The stored type, or float32 where the layers of a stack were stored in several."""
+    return stored[0] if len(set(stored)) == 1 else np.dtype(np.float32)
+
+
+def _place(array: np.ndarray, sharding) -> jax.Array:
+    if sharding is None:
+        return jax.numpy.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda idx: array[idx])
+
+
+def save_model(
+    path: str | os.PathLike,
+    model: Any,
+    params: Any,
+    *,
+    dtype: Any = None,
+    max_shard_bytes: int | None = None,
+) -> None:
+    """Writes a hub directory in the family's canonical layout.
+
+    Args:
+      path: created if needed; configuration and weights in it are replaced.
+      model: Linen module of a family (or a dictionary of them for a pipeline's sub-folders).
+      params: its parameters.
+      dtype: type to store; each leaf's own if None.
+      max_shard_bytes: see `write_tensors`.
+
+    Raises:
+      WeightsError: the tree is not the model's.
+    """
+    path = pathlib.Path(path)
+    if isinstance(model, Mapping):
+        for name, part in model.items():
+            save_model(path / name, part, params[name], dtype=dtype,
+                       max_shard_bytes=max_shard_bytes)
+        return
+    family = family_of(model)
+    flat, wanted = flatten(params), flatten(family.abstract_params(model))
+    problems = {
+        "missing": [n for n in wanted if n not in flat],
+        "unknown": [n for n in flat if n not in wanted],
+        "wrong shape": [
+            f"{n}: {flat[n].shape}, not {wanted[n].shape}"
+            for n in wanted
+            if n in flat and flat[n].shape != wanted[n].shape
+        ],
+    }
+    if any(problems.values()):
+        raise WeightsError(format_problems(problems))
+    path.mkdir(parents=True, exist_ok=True)
+    entries = derive_entries({p: x.shape for p, x in flat.items()}, family.rules(model.config))
+    config = model.config.to_hf()
+    if "model_type" in config:  # diffusers has no such key and warns about it
+        config["dtype"] = _dtype_name(flat, dtype)
+    write_tensors(
+        path,
+        _stored(entries, flat, dtype),
+        file_name=family.file_name,
+        **({} if max_shard_bytes is None else {"max_shard_bytes": max_shard_bytes}),
+    )
+    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _dtype_name(flat: Mapping[str, Any], dtype: Any) -> str:
+    kinds = {np.dtype(dtype)} if dtype is not None else {np.dtype(x.dtype) for x in flat.values()}
+    name = kinds.pop().name if len(kinds) == 1 else "float32"
+    return re.sub(r"^bfloat16.*", "bfloat16", name)
+
+
+def _stored(entries, flat, dtype) -> Iterator[tuple[str, np.ndarray]]:
+    host: tuple[str, np.ndarray] | None = None  # the stacked leaf being written, fetched once
+    for e in entries:
+        if host is None or host[0] != e.path:
+            host = (e.path, np.asarray(jax.device_get(flat[e.path])))
+        array = host[1] if e.layer is None else host[1][e.layer]
+        if dtype is not None:
+            array = array.astype(dtype)
+        if array.dtype not in (np.float32, np.float16, np.dtype(ml_dtypes.bfloat16)):
+            array = array.astype(np.float32)
+        yield e.name, np.ascontiguousarray(e.layout.to_stored(array))

@@ -1,0 +1,79 @@
+"""Scaled dot-product attention with grouped key-value heads, and its masks."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from core_jax.ops.execution import AttentionBackend
+
+# Far below any logit, yet finite: a row without any visible key gives a mean, not NaN.
+_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+
+
+def dot_product_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    *,
+    mask: Bool[Array, "#B #T S"] | None = None,
+    scale: float | None = None,
+    backend: AttentionBackend = "xla",
+) -> Float[Array, "B T N H"]:
+    """Attention of T queries over S keys; N query heads share K key-value heads (N = G * K).
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      mask: True where a query may see a key; broadcast over heads. None sees everything.
+      scale: factor on the logits; 1 / sqrt(H) by default.
+      backend: see `Execution.attention`.
+
+    Returns:
+      Weighted values, in the type of `q`. Logits and softmax are float32.
+    """
+    B, T, N, H = q.shape
+    S, K = k.shape[1], k.shape[2]
+    scale = H**-0.5 if scale is None else scale
+    if backend == "cudnn":
+        full = None if mask is None else jnp.broadcast_to(mask[:, None], (B, 1, T, S))
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=full, scale=scale, implementation="cudnn"
+        )
+    # Scaling the queries costs T*H instead of T*S products.
+    grouped = (q * jnp.asarray(scale, q.dtype)).reshape(B, T, K, N // K, H)
+    logits = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, _MASKED)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v)
+    return out.reshape(B, T, N, H)
+
+
+def causal_mask(length: int) -> Bool[Array, "1 T T"]:
+    """Query i sees keys 0..i.
+
+    For length 3 (rows are queries): 100 / 110 / 111.
+    """
+    idx = jnp.arange(length)
+    return (idx[None, :] <= idx[:, None])[None]
+
+
+def padding_mask(valid: Bool[Array, "B S"]) -> Bool[Array, "B 1 S"]:
+    """Every query sees exactly the valid keys of its row."""
+    return valid[:, None, :]
+
+
+def cache_mask(
+    query_slots: Int[Array, "#B T"], valid: Bool[Array, "B S"]
+) -> Bool[Array, "B T S"]:
+    """A query in cache slot s sees the valid slots 0..s.
+
+    Args:
+      query_slots: the slot each query is written to.
+      valid: slots that hold a real token (False: padding, or never written).
+
+    For slots [2, 3] and valid 0111: 0110 / 0111.
+    """
+    keys = jnp.arange(valid.shape[1])
+    return (keys[None, None, :] <= query_slots[:, :, None]) & valid[:, None, :]

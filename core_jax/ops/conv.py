@@ -1,0 +1,62 @@
+"""Two-dimensional convolution, NHWC with HWIO kernels."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from core_jax.ops.execution import ConvBackend
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def conv2d(
+    x: Float[Array, "B h w i"],
+    kernel: Float[Array, "kh kw j o"],
+    *,
+    stride: int = 1,
+    padding: Padding = ((0, 0), (0, 0)),
+    groups: int = 1,
+    backend: ConvBackend = "xla",
+) -> Float[Array, "B h2 w2 o"]:
+    """Convolution (correlation, as in PyTorch).
+
+    Args:
+      x: images.
+      kernel: [kh, kw, in / groups, out].
+      stride: the same along both axes.
+      padding: zeros ((top, bottom), (left, right)).
+      groups: feature groups; equal to the channels for a depthwise convolution.
+      backend: see `Execution.conv`. "im2col" covers plain and depthwise convolutions; other
+        groupings always use the compiler's.
+    """
+    depthwise = groups == x.shape[-1] == kernel.shape[-1]
+    if backend == "im2col" and (groups == 1 or depthwise):
+        taps = _taps(x, kernel.shape[:2], stride, padding)
+        if depthwise and groups > 1:
+            return sum(
+                tap * kernel[i // kernel.shape[1], i % kernel.shape[1], 0][None, None, None]
+                for i, tap in enumerate(taps)
+            )
+        columns = jnp.concatenate(taps, axis=-1) if len(taps) > 1 else taps[0]
+        return columns @ kernel.reshape(-1, kernel.shape[-1])
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _taps(x, window, stride, padding):
+    """One strided view of the padded image for each kernel position, row by row."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    kh, kw = window
+    rows = (x.shape[1] - kh) // stride + 1
+    cols = (x.shape[2] - kw) // stride + 1
+    return [
+        x[:, i : i + (rows - 1) * stride + 1 : stride, j : j + (cols - 1) * stride + 1 : stride]
+        for i in range(kh)
+        for j in range(kw)
+    ]

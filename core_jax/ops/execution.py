@@ -1,0 +1,35 @@
+"""How a network is executed on a machine, as opposed to what it computes."""
+
+import dataclasses
+from typing import Literal, get_args
+
+AttentionBackend = Literal["xla", "cudnn"]
+ConvBackend = Literal["xla", "im2col"]
+RematPolicy = Literal["none", "full", "dots"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Choices that change speed and memory, and results only by rounding.
+
+    Attributes:
+      attention: "xla" everywhere; "cudnn" is fused attention on NVIDIA GPUs (bf16 or fp16 only).
+      conv: "xla" is the compiler's convolution; "im2col" writes a convolution as matrix products,
+        which is faster on CPUs at small spatial sizes.
+      remat: what a layer's backward pass recomputes. "none" keeps every activation, "full" keeps
+        only a layer's input, "dots" keeps the results of matrix products without batch dimensions.
+    """
+
+    attention: AttentionBackend = "xla"
+    conv: ConvBackend = "xla"
+    remat: RematPolicy = "none"
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("attention", get_args(AttentionBackend)),
+            ("conv", get_args(ConvBackend)),
+            ("remat", get_args(RematPolicy)),
+        ):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"execution.{name} is {value!r}; it must be one of {allowed}")
