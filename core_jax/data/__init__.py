@@ -1,0 +1,1 @@
+"""Sources, image decoding, preprocessing and batching; docs/data.md is the guide."""
