@@ -91,8 +91,10 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     shape = _resolve_sizes(shape, len(devices))
     names = tuple(shape)
     types = (AxisType.Auto,) * len(names)
-    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if num_slices == 1:
+    # Only on TPUs does a slice index mean a slow boundary that a mesh must not cross at will.
+    tpus = [device for device in devices if device.platform == "tpu"]
+    num_slices = len({getattr(device, "slice_index", 0) for device in tpus})
+    if num_slices < 2:
         return jax.make_mesh(tuple(shape.values()), names, axis_types=types, devices=devices)
     from jax.experimental import mesh_utils
 

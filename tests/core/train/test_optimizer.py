@@ -1,0 +1,128 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_problem as tiny
+
+from core_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+
+
+def test_cosine_schedule_with_warmup():
+    schedule = make_schedule(
+        OptimizerConfig(learning_rate=2.0, warmup_steps=4, total_steps=12, min_ratio=0.1)
+    )
+    values = [float(schedule(i)) for i in range(30)]
+    np.testing.assert_allclose(values[:4], [0.5, 1.0, 1.5, 2.0])
+    assert values[4] == pytest.approx(2.0)
+    assert values[8] == pytest.approx(2 * (0.1 + 0.9 * 0.5))
+    assert values[12] == pytest.approx(0.2)
+    # It stays at the minimum: the released code's rate rises again.
+    assert values[29] == pytest.approx(0.2)
+    assert values[4:13] == sorted(values[4:13], reverse=True)
+
+
+def test_linear_and_constant_schedules():
+    linear = make_schedule(OptimizerConfig(learning_rate=1.0, schedule="linear", total_steps=10))
+    assert [float(linear(i)) for i in (0, 5, 10, 20)] == pytest.approx([1.0, 0.5, 0.0, 0.0])
+    constant = make_schedule(OptimizerConfig(learning_rate=1.0, schedule="constant"))
+    assert [float(constant(i)) for i in (0, 999, 5000)] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "adam"}, "'adam'"),
+        ({"schedule": "step"}, "'step'"),
+        ({"warmup_steps": 1000}, "leaves nothing"),
+        ({"min_ratio": 2.0}, "min_ratio"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"total_steps": 0}, "total_steps"),
+    ],
+)
+def test_bad_configs_raise(change, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**change)
+
+
+def updates(config, grads, steps=1):
+    params = tiny.params()
+    optimizer = make_optimizer(config)
+    state = optimizer.init(params)
+    for _ in range(steps):
+        out, state = optimizer.update(grads, state, params)
+    return out
+
+
+def test_adamw_equals_torch():
+    torch = pytest.importorskip("torch")
+    config = OptimizerConfig(
+        learning_rate=0.1, schedule="constant", b1=0.9, b2=0.99, weight_decay=0.01, clip_norm=1.0
+    )
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(3, 4)).astype(np.float32)
+    grads = rng.normal(size=(5, 3, 4)).astype(np.float32)
+
+    weight = torch.nn.Parameter(torch.tensor(start))
+    oracle = torch.optim.AdamW([weight], lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.01)
+    for grad in grads:
+        weight.grad = torch.tensor(grad)
+        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        oracle.step()
+
+    def train(config):
+        optimizer = make_optimizer(config)
+        params = {"w": jnp.asarray(start)}
+        state = optimizer.init(params)
+        for grad in grads:
+            update, state = optimizer.update({"w": jnp.asarray(grad)}, state, params)
+            params = jax.tree.map(jnp.add, params, update)
+        return np.asarray(params["w"])
+
+    want = weight.detach().numpy()
+    # torch clips with norm + 1e-6, hence not closer.
+    np.testing.assert_allclose(train(config), want, atol=2e-6)
+    control = train(OptimizerConfig(**{**vars(config), "b2": 0.999}))
+    assert np.abs(control - want).max() > 2e-4
+
+
+def test_weight_decay_reaches_all_or_the_named():
+    grads = jax.tree.map(jnp.zeros_like, tiny.params())
+    common = {"learning_rate": 1.0, "schedule": "constant", "weight_decay": 0.5}
+    everything = updates(OptimizerConfig(**common), grads)
+    np.testing.assert_allclose(everything["up"]["bias"], -0.5 * tiny.params()["up"]["bias"])
+    some = updates(OptimizerConfig(**common, weight_decay_mask=(".*/kernel",)), grads)
+    assert not np.asarray(some["up"]["bias"]).any()
+    assert np.asarray(some["up"]["kernel"]).any()
+    with pytest.raises(ValueError, match=r"\['nothing'\]"):
+        updates(OptimizerConfig(**common, weight_decay_mask=("nothing",)), grads)
+
+
+def test_clipping():
+    grads = jax.tree.map(jnp.ones_like, tiny.params())
+    config = OptimizerConfig(
+        name="sgd", b1=0.0, learning_rate=1.0, schedule="constant", clip_norm=0.5
+    )
+    out = updates(config, grads)
+    norm = np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(out)))
+    assert norm == pytest.approx(0.5, rel=1e-5)
+
+
+def test_lr_multipliers():
+    grads = jax.tree.map(jnp.ones_like, tiny.params())
+    common = {"learning_rate": 1.0, "schedule": "constant"}
+    plain = updates(OptimizerConfig(**common), grads)
+    scaled = updates(OptimizerConfig(**common, lr_multipliers=((r"down/.*", 0.1),)), grads)
+    np.testing.assert_allclose(scaled["down"]["kernel"], 0.1 * plain["down"]["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(scaled["up"]["kernel"], plain["up"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((("up/.*", 1.0), (".*/bias", 2.0)), "up/bias is matched by several"),
+        ((("side/.*", 1.0),), r"match no trainable parameter: \['side/\.\*'\]"),
+    ],
+)
+def test_lr_multipliers_are_strict(rows, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(OptimizerConfig(lr_multipliers=rows)).init(tiny.params())
