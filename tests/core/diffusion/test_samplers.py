@@ -184,6 +184,17 @@ def test_zero_terminal_snr_equals_diffusers(kind, rng):
     _check(kind, {**COMMON, **settings}, rng)
 
 
+def test_ddpm_adds_no_noise_at_timestep_zero(rng):
+    settings = {"steps_offset": 0, "variance_type": "fixed_large", "clip_sample": False}
+    _check("ddpm", {**COMMON, "beta_schedule": "scaled_linear", **settings}, rng)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "ddim", "euler"])
+def test_fifty_steps_of_stable_diffusion_equal_diffusers(kind, rng):
+    settings = {"clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "leading"}
+    _check(kind, {**COMMON, "beta_schedule": "scaled_linear", **settings}, rng, steps=50)
+
+
 @pytest.mark.parametrize("kind", ["ddpm", "ddim", "euler"])
 def test_default_spacing_is_that_of_the_diffusers_class(kind, rng):
     _check(kind, {**COMMON, "beta_schedule": "scaled_linear", "clip_sample": False}, rng)
