@@ -16,7 +16,7 @@ _SCALE = 4
 _PATCH = 24  # pixels; holds the largest object with room for its alignment to whole pixels
 _STRIPE = 8  # quarter pixels: two pixels of colour, two of the other tone
 _DOT_PITCH, _DOT_RADIUS = 16, 5  # quarter pixels
-_RIM = 4  # quarter pixels
+_RIM = 3  # quarter pixels
 
 
 def render(scene: Scene) -> np.ndarray:
@@ -58,11 +58,12 @@ def _paste(image: Image.Image, obj: Object) -> None:
     paint = Image.new("RGB", (_PATCH, _PATCH), obj.rgb)
     if obj.texture != "plain":
         other = Image.new("RGB", (_PATCH, _PATCH), second_tone(obj.rgb))
-        # Dots and stripes start at the object's centre: no object misses its texture. They end
+        # Dots and stripes start at the object's middle: no object misses its texture. They end
         # a pixel before its outline, without which small shapes are hard to tell apart.
         inner = Image.new("L", (side, side), 0)
         _draw_shape(ImageDraw.Draw(inner), obj.shape, x, y, obj.diameter / 2 - _RIM)
-        marks = ImageChops.multiply(inner, _texture_mask(obj.texture, x, y))
+        middle = y + round(0.15 * obj.diameter) if obj.shape == "triangle" else y
+        marks = ImageChops.multiply(inner, _texture_mask(obj.texture, x, middle))
         paint.paste(other, (0, 0), marks.reduce(_SCALE))
     image.paste(paint, (left, top), mask.reduce(_SCALE))
 
@@ -75,7 +76,7 @@ def second_tone(rgb: tuple[int, int, int]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-@functools.lru_cache(maxsize=256)  # centres within a patch take at most 4x4 values a texture
+@functools.lru_cache(maxsize=512)
 def _texture_mask(texture: str, x: int, y: int) -> Image.Image:
     side = _PATCH * _SCALE
     mask = Image.new("L", (side, side), 0)
@@ -113,7 +114,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: int, y: int, r: float)
 
 
 def _star(x: float, y: float, r: float) -> list[tuple[float, float]]:
-    radii = (r, 0.42 * r)
+    radii = (r, 0.46 * r)
     angles = [math.pi * (i / 5 - 0.5) for i in range(10)]
     return [
         (x + radii[i % 2] * math.cos(a), y + radii[i % 2] * math.sin(a))
