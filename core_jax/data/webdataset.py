@@ -1,0 +1,169 @@
+"""Webdataset tars as img2dataset writes them: 000000.tar with 000000000.jpg, .txt and .json.
+
+Members that share the name up to the first dot are one sample. An index of offsets is built once
+from the tar headers and kept beside each tar (or in `cache_dir`), so any sample is one read away
+and shuffling is global; nothing is ever unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core_jax.data.sources import IMAGE_SUFFIXES, Example, SourceError, list_files
+
+_VERSION = 1
+_PARTS = ("image", "txt", "json")
+
+
+class WebdatasetSource:
+    """Samples of one tar, or of all tars in a folder, sorted by name.
+
+    A sample without an image stays in the count and gets the reason "no_image". The caption is the
+    .txt member, else "caption" in the .json member; the .json member becomes the extras.
+
+    Args:
+        path: A .tar file or a folder of them. Compressed tars allow no random access.
+        cache_dir: Where index files go; beside the tars where None. A folder that cannot be
+            written to costs nothing but a new scan of the headers at every start.
+
+    Raises:
+        SourceError: No tar, or broken ones: all of them are listed.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, cache_dir: str | os.PathLike | None = None):
+        self._files = list_files(Path(path), ".tar")
+        cache = Path(cache_dir) if cache_dir is not None else None
+        indices, problems = [], []
+        for file in self._files:
+            try:
+                indices.append(_load_index(file, cache))
+            except (tarfile.TarError, EOFError, OSError) as error:
+                problems.append(f"{file}: {type(error).__name__}")
+        if problems:
+            raise SourceError(
+                "tars that cannot be read to their end (an interrupted download leaves them so); "
+                "make or fetch them again, or move them away:\n  " + "\n  ".join(problems)
+            )
+        self._keys = [index["keys"] for index in indices]
+        self._spans = [index["spans"] for index in indices]
+        self._ends = np.cumsum([len(keys) for keys in self._keys])
+        if not len(self):
+            raise SourceError(f"{path}: the tars hold no sample")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - int(self._ends[shard]) + len(self._keys[shard])
+        key = self._keys[shard][row].decode("utf-8")
+        spans = self._spans[shard][row]  # [3 parts, (offset, size)], offset -1 where absent
+        image, text, meta = self._read(self._files[shard], spans)
+        extras = _parse_json(meta)
+        caption = text.decode("utf-8", errors="replace").strip() if text is not None else None
+        if caption is None and isinstance(extras.get("caption"), str):
+            caption = extras["caption"]
+        return Example(f"{self._files[shard].stem}/{key}", image, caption, extras)
+
+    def _read(self, file: Path, spans: np.ndarray) -> list[bytes | None]:
+        # pread has no position to share, so threads need no lock.
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            return [
+                os.pread(descriptor, int(size), int(offset)) if offset >= 0 else None
+                for offset, size in spans
+            ]
+        finally:
+            os.close(descriptor)
+
+
+def _parse_json(data: bytes | None) -> dict[str, Any]:
+    try:
+        parsed = json.loads(data) if data is not None else {}
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def scan_tar(file: Path) -> dict[str, np.ndarray]:
+    """Reads the headers of a tar.
+
+    Returns:
+        "keys": bytes [n], in the order of their first member; "spans": int64 [n, 3, 2], the offset
+        and size in bytes of the image, .txt and .json members, -1 where there is none.
+
+    Raises:
+        tarfile.TarError: Not a tar, compressed, or ending early.
+    """
+    rows: dict[str, np.ndarray] = {}
+    size = file.stat().st_size
+    with tarfile.open(file, "r:") as tar:
+        for member in tar:
+            if not member.isreg():
+                continue  # links and devices are of no use, and could lead elsewhere
+            folder, _, base = member.name.rpartition("/")
+            stem, _, suffix = base.partition(".")
+            part = _part("." + suffix.lower())
+            if not stem or part is None:
+                continue
+            if member.offset_data + member.size > size:
+                raise tarfile.ReadError("unexpected end of data")
+            row = rows.setdefault(f"{folder}/{stem}" if folder else stem, np.full((3, 2), -1))
+            if row[part, 0] < 0:
+                row[part] = (member.offset_data, member.size)
+    keys = np.array([key.encode("utf-8", "surrogateescape") for key in rows], dtype=np.bytes_)
+    spans = np.array(list(rows.values()), dtype=np.int64).reshape(-1, 3, 2)
+    return {"keys": keys, "spans": spans}
+
+
+def _part(suffix: str) -> int | None:
+    if suffix in IMAGE_SUFFIXES:
+        return 0
+    return {".txt": 1, ".json": 2}.get(suffix)
+
+
+def _load_index(file: Path, cache_dir: Path | None) -> Mapping[str, np.ndarray]:
+    stat = file.stat()
+    stamp = np.array([_VERSION, stat.st_size, stat.st_mtime_ns], dtype=np.int64)
+    if cache_dir is None:
+        path = file.with_name(file.name + ".index.npz")
+    else:
+        tag = hashlib.sha256(os.path.abspath(file).encode()).hexdigest()[:16]
+        path = cache_dir / f"{file.stem}-{tag}.index.npz"
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            if np.array_equal(saved["stamp"], stamp):
+                return {"keys": saved["keys"], "spans": saved["spans"]}
+    except (OSError, ValueError, KeyError, EOFError):
+        pass  # none yet, or of another version or tar: built again below
+    index = scan_tar(file)
+    _save_atomically(path, {"stamp": stamp, **index})
+    return index
+
+
+def _save_atomically(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes may index the same tar at once; the last whole file wins.
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as out:
+            temporary = out.name
+            out.write(buffer.getvalue())
+        os.replace(temporary, path)
+    except OSError:  # read-only or full: the index is only a cache
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
