@@ -88,6 +88,8 @@ class WeightRules:
       legacy: groups of renames; every group is tried as a whole on names not yet canonical.
       ignored: regexes of stored tensors that are buffers, not parameters.
       aliases: (regex, canonical name) of stored tensors that repeat another bit for bit.
+      zeros: regexes of stored tensors that are left out because they are zero, which the loader
+        verifies.
     """
 
     stacked: tuple[str, ...] = ()
@@ -97,6 +99,7 @@ class WeightRules:
     legacy: tuple[Rename, ...] = ()
     ignored: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    zeros: tuple[str, ...] = ()
 
 
 class WeightsError(ValueError):
@@ -123,7 +126,7 @@ def derive_entries(
         layout = _layout(path, len(shape) - 1, rules)
         rest = path[len(prefix) + 1 :]
         for layer in range(shape[0]):
-            name = f"{_stored_name(prefix, rules)}.{layer}.{_stored_name(rest, rules)}"
+            name = _stored_name(f"{prefix}/{layer}/{rest}", rules)
             entries.append(
                 Entry(rules.rename(name), path, layer, layout, layout.stored_shape(shape[1:]))
             )
@@ -181,7 +184,7 @@ def assign(
             found.setdefault(canonical, []).append((name, transpose))
         elif target := _alias(canonical, rules):
             aliases.append((name, target))
-        elif not any(re.fullmatch(p, name) for p in rules.ignored):
+        elif not any(re.fullmatch(p, name) for p in (*rules.ignored, *rules.zeros)):
             unknown.append(name)
     # A tied table may be stored under its alias only.
     for name, target in list(aliases):

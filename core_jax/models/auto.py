@@ -13,7 +13,13 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from core_jax.convert.rules import WeightsError, assign, derive_entries, format_problems
+from core_jax.convert.rules import (
+    WeightRules,
+    WeightsError,
+    assign,
+    derive_entries,
+    format_problems,
+)
 from core_jax.convert.safetensors_io import TensorReader, write_tensors
 from core_jax.models.family import Family
 from core_jax.partition import flatten, unflatten
@@ -108,13 +114,16 @@ def load_model(
         }
         return {n: m for n, (m, _) in loaded.items()}, {n: p for n, (_, p) in loaded.items()}
     family, config = load_config(path)
+    reader = TensorReader(path)
+    if family.adapt is not None:
+        config = family.adapt(config, reader.shapes)
     model = family.model(config=config)
     flat = flatten(family.abstract_params(model))
     weight_rules = family.rules(config)
-    reader = TensorReader(path)
     entries = derive_entries({p: x.shape for p, x in flat.items()}, weight_rules)
     assignments, aliases = assign(reader.shapes, entries, weight_rules)
     _check_aliases(reader, aliases)
+    _check_zeros(reader, weight_rules)
     shardings = None
     if mesh is not None:
         shardings = flatten(_shardings(family, unflatten(flat), mesh, rules))
@@ -151,6 +160,16 @@ def _check_aliases(reader: TensorReader, aliases: list[tuple[str, str]]) -> None
     ]
     if differing:
         raise WeightsError(format_problems({"tied but different": differing}))
+
+
+def _check_zeros(reader: TensorReader, rules: WeightRules) -> None:
+    nonzero = [
+        name
+        for name in reader.shapes
+        if any(re.fullmatch(p, name) for p in rules.zeros) and reader.read(name).any()
+    ]
+    if nonzero:
+        raise WeightsError(format_problems({"not supported unless zero": nonzero}))
 
 
 def _read_leaves(reader, assignments, flat, dtype) -> Iterator[tuple[str, np.ndarray]]:

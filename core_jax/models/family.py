@@ -23,6 +23,8 @@ class Family:
       rules: config -> weight rules.
       file_name: the canonical safetensors file.
       param_axes: (regex on path, logical axes) for sharding; empty: sharded by size.
+      adapt: (config, stored shapes by name) -> config, for a size that the stored tensors say
+        and released configurations get wrong; None changes nothing.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Family:
     rules: Callable[[Any], WeightRules]
     file_name: str = "model.safetensors"
     param_axes: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+    adapt: Callable[[Any, Mapping[str, tuple[int, ...]]], Any] | None = None
 
     def abstract_params(self, model: nn.Module) -> Mapping[str, Any]:
         """The parameter tree as shapes, without memory."""
