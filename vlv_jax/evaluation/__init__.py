@@ -1,0 +1,1 @@
+"""Measuring redrawings and captions; nothing here needs an accelerator."""
