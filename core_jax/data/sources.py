@@ -175,8 +175,9 @@ def infer_kind(spec: SourceSpec) -> str:
         raise SourceError(f"{path}: no such file or folder")
     if (path / "dataset_info.json").is_file():
         return "tfds"
+    suffixes = {os.path.splitext(name)[1] for name in os.listdir(path)}
     for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet")):
-        if any(entry.name.endswith(suffix) for entry in os.scandir(path)):
+        if suffix in suffixes:
             return kind
     return "folder"
 
