@@ -1,0 +1,363 @@
+"""The host's side of training: feed batches, log, save, stop.
+
+The device never waits for the host: batch n+1 is put on the mesh while step n runs, and the
+metrics of step n are fetched after step n+1 was dispatched. Only saves and hooks, which need the
+state itself, wait.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from core_jax.sharding import abstract_like
+from core_jax.train.checkpoint import Checkpoints
+from core_jax.train.errors import NonFiniteError
+from core_jax.train.hardware import peak_flops
+from core_jax.train.metrics import MetricWriter, MultiWriter, default_writers
+from core_jax.train.preemption import PreemptionGuard
+from core_jax.train.run_record import RunRecord, decide_start, write_record
+from core_jax.train.state import TrainState
+
+logger = logging.getLogger(__name__)
+Tree = Any
+Batch = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long to train and how often to do what; all numbers are steps.
+
+    Attributes:
+        total_steps: updates in the whole run, resumptions included.
+        log_every: interval of the metric writers; values are means over the interval.
+        save_every: interval of checkpoints; one more is saved at the end and on SIGTERM.
+        keep: number of newest checkpoints kept.
+        keep_every: keep every multiple of this for ever, or None.
+        flops_per_step: arithmetic of one step over all devices, for the MFU. None asks the
+            compiler, which counts the body of a scan (over layers or micro-batches) once and so
+            gives a lower bound.
+    """
+
+    total_steps: int
+    log_every: int = 20
+    save_every: int = 1000
+    keep: int = 2
+    keep_every: int | None = None
+    flops_per_step: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """Something to do between steps, a sample sheet or an evaluation.
+
+    Attributes:
+        every: interval in steps.
+        fn: `(step, state) -> scalars to write, or None`. The state is donated to the next step:
+            keep no reference to it.
+        at_start: also before the first step of a new run.
+        at_end: also after the last step, whatever its number.
+    """
+
+    every: int
+    fn: Callable[[int, TrainState], Mapping[str, float] | None]
+    at_start: bool = False
+    at_end: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """How a call of `run_training` ended.
+
+    Attributes:
+        state: the last state.
+        step: its number.
+        preempted: whether SIGTERM ended it before `total_steps`.
+    """
+
+    state: TrainState
+    step: int
+    preempted: bool
+
+
+def run_training(
+    config: LoopConfig,
+    *,
+    state: TrainState,
+    step_fn: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    frozen: Tree,
+    make_batches: Callable[[int], Iterator[Batch]],
+    workdir: str,
+    writers: MetricWriter | None = None,
+    hooks: Sequence[Hook] = (),
+    record: RunRecord | None = None,
+    batch_sharding: Sharding | None = None,
+) -> TrainResult:
+    """Trains from the newest checkpoint of `workdir`, or from `state`, to `total_steps`.
+
+    Args:
+        config: see `LoopConfig`.
+        state: initial state, which is consumed; shapes with shardings are enough where there is
+            a checkpoint.
+        step_fn: result of `jit_train_step`, or a plain step.
+        frozen: frozen parameters on their devices.
+        make_batches: `start_step -> iterator` of host batches, dicts of numpy arrays whose
+            first dimension is this process's share of the batch. An entry "ids" (strings or
+            numbers, one an example) stays on the host and names the examples in errors.
+        workdir: directory of checkpoints, run.json and metrics.
+        writers: by default metrics.jsonl, TensorBoard and a progress line.
+        hooks: see `Hook`.
+        record: what the run is made from; a run that was made from something else is refused.
+        batch_sharding: sharding of batch arrays (scalars are replicated); None puts them on the
+            default device.
+
+    Returns:
+        The last state. After SIGTERM it is saved, and the caller should exit.
+
+    Raises:
+        NonFiniteError: naming the step and the batch; nothing of that step was saved.
+        ResumeError: see `core_jax.train.run_record`.
+        RuntimeError: if the batches end before `total_steps`.
+    """
+    record = RunRecord() if record is None else record
+    writers = default_writers(workdir) if writers is None else writers
+    if not isinstance(writers, MultiWriter):
+        writers = MultiWriter([writers])
+    start_kind = decide_start(workdir, record)
+    with (
+        PreemptionGuard() as guard,
+        Checkpoints(
+            workdir, every=config.save_every, keep=config.keep, keep_every=config.keep_every
+        ) as checkpoints,
+    ):
+        if start_kind == "resume":
+            state = _restore(checkpoints, state)
+        elif isinstance(state.step, jax.ShapeDtypeStruct):
+            raise ValueError(f"{workdir} has no checkpoint: the state must be given in full")
+        start = int(state.step)
+        write_record(workdir, record, resumed_at=start if start_kind == "resume" else None)
+        try:
+            writers.start(start, config.total_steps)
+            loop = _Loop(config, step_fn, frozen, writers, hooks, batch_sharding, workdir)
+            return loop.run(state, start, make_batches, checkpoints, guard)
+        finally:
+            writers.close()
+
+
+def _restore(checkpoints: Checkpoints, state: TrainState) -> TrainState:
+    """Loads the newest checkpoint in the shardings of `state`, whose own buffers are freed."""
+    abstract = abstract_like(state, jax.tree.map(lambda x: x.sharding, state))
+    for leaf in jax.tree.leaves(state):
+        if isinstance(leaf, jax.Array):
+            leaf.delete()
+    restored = checkpoints.restore(abstract)
+    if restored is None:
+        raise RuntimeError(f"the checkpoints of {checkpoints.workdir} vanished while starting")
+    return restored
+
+
+class _Loop:
+    """The mutable part of `run_training`: timers, the pending metrics, compiled steps."""
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        step_fn: Any,
+        frozen: Tree,
+        writers: MultiWriter,
+        hooks: Sequence[Hook],
+        batch_sharding: Sharding | None,
+        workdir: str,
+    ) -> None:
+        self.config, self.frozen, self.writers, self.hooks = config, frozen, writers, hooks
+        self.step_fn = step_fn if hasattr(step_fn, "lower") else jax.jit(step_fn, donate_argnums=0)
+        self.batch_sharding, self.workdir = batch_sharding, workdir
+        self.num_devices = 1 if batch_sharding is None else len(batch_sharding.device_set)
+        self.compiled: dict[Any, Any] = {}
+        self.flops = config.flops_per_step
+        self.pending: tuple[int, dict[str, jax.Array], Any, int] | None = None
+        self._reset_window()
+
+    def _reset_window(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = self.images = 0
+        self.data_wait = self.paused = 0.0
+        self.window_start = time.perf_counter()
+
+    def run(
+        self,
+        state: TrainState,
+        start: int,
+        make_batches: Callable[[int], Iterator[Batch]],
+        checkpoints: Checkpoints,
+        guard: PreemptionGuard,
+    ) -> TrainResult:
+        """The loop itself."""
+        total = self.config.total_steps
+        if start >= total:
+            logger.warning("%s is already at step %d of %d", self.workdir, start, total)
+            return TrainResult(state, start, preempted=False)
+        if start == 0:
+            self._run_hooks(0, state, [hook for hook in self.hooks if hook.at_start])
+        batches = make_batches(start)
+        batch, ids = self._next(batches, start)
+        for step in range(start, total):
+            done = step + 1
+            state, metrics = self._dispatch(state, batch)
+            in_flight = (step, metrics, ids, _num_examples(batch))
+            if done < total:
+                began = time.perf_counter()
+                batch, ids = self._next(batches, done)
+                if metrics["loss"].is_ready():  # else the device was busy all along
+                    self.data_wait += time.perf_counter() - began
+            self._flush()
+            self.pending = in_flight
+            stop = guard.requested(done)
+            due_save = checkpoints.should_save(done) or stop or done == total
+            due_hooks = self._due_hooks(done)
+            if due_save or due_hooks:
+                # A step that went wrong must be known before anything is made of its state.
+                self._flush()
+            if due_save:
+                with _Pause(self):
+                    checkpoints.save(done, state)
+            self._run_hooks(done, state, due_hooks)
+            if stop:
+                self._say_preempted(done)
+                checkpoints.wait()
+                return TrainResult(state, done, preempted=done < total)
+        return TrainResult(state, total, preempted=False)
+
+    def _next(self, batches: Iterator[Batch], step: int) -> tuple[Tree, Any]:
+        """The next host batch, on the mesh, and its ids."""
+        try:
+            batch = dict(next(batches))
+        except StopIteration:
+            raise RuntimeError(
+                f"the data ended before step {step} of {self.config.total_steps}; make_batches "
+                "must repeat its source"
+            ) from None
+        ids = batch.pop("ids", None)
+        return jax.tree.map(self._put, batch), ids
+
+    def _put(self, x: Any) -> jax.Array:
+        x = np.asarray(x)
+        sharding = self.batch_sharding
+        if sharding is None:
+            return jax.device_put(x)
+        if x.ndim == 0 and isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        return jax.make_array_from_process_local_data(sharding, x)
+
+    def _dispatch(self, state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Runs the step compiled for this batch's shapes, compiling it on the first."""
+        key = tuple((x.shape, x.dtype) for x in jax.tree.leaves(batch))
+        if key not in self.compiled:
+            with _Pause(self):
+                began = time.perf_counter()
+                self.compiled[key] = self.step_fn.lower(state, self.frozen, batch).compile()
+                logger.info("compiled the step in %.1f s", time.perf_counter() - began)
+            if self.flops is None:
+                per_device = _compiler_flops(self.compiled[key])
+                self.flops = per_device and per_device * self.num_devices
+        return self.compiled[key](state, self.frozen, batch)
+
+    def _flush(self) -> None:
+        """Fetches the pending metrics, checks them, and writes when an interval is full."""
+        if self.pending is None:
+            return
+        (step, metrics, ids, num_examples), self.pending = self.pending, None
+        values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        if values["nonfinite"]:
+            self._raise_non_finite(step, values, ids)
+        self.count += 1
+        self.images += num_examples
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        done = step + 1
+        if done % self.config.log_every == 0 or done == self.config.total_steps:
+            self.writers.write(done, self._summary(values))
+            self._reset_window()
+
+    def _summary(self, last: Mapping[str, float]) -> dict[str, float]:
+        out = {name: total / self.count for name, total in self.sums.items()}
+        out["lr"] = last["lr"]
+        del out["nonfinite"]
+        elapsed = max(time.perf_counter() - self.window_start - self.paused, 1e-9)
+        out["steps_per_second"] = self.count / elapsed
+        out["images_per_second"] = self.images * jax.process_count() / elapsed
+        out["data_wait"] = min(self.data_wait / elapsed, 1.0)
+        peak = peak_flops()
+        if self.flops and peak:
+            out["mfu"] = self.flops * self.count / (elapsed * peak * self.num_devices)
+        return out
+
+    def _raise_non_finite(self, step: int, values: Mapping[str, float], ids: Any) -> None:
+        names = [] if ids is None else [str(name) for name in np.asarray(ids).reshape(-1)]
+        culprits = ", ".join(f"{k}={values[k]}" for k in ("loss", "grad_norm", "update_norm"))
+        path = epath.Path(self.workdir) / f"nonfinite-{step}-process{jax.process_index()}.json"
+        path.write_text(json.dumps({"step": step, "ids": names, "metrics": repr(values)}) + "\n")
+        shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+        raise NonFiniteError(
+            f"step {step} is not finite ({culprits}) on the batch of {shown or 'unnamed examples'}"
+            f". Its update was not made and not saved; all names are in {path}. Look at those "
+            "examples, lower the learning rate, or lengthen the warm-up, and run again",
+            step=step,
+            ids=names,
+        )
+
+    def _due_hooks(self, done: int) -> list[Hook]:
+        is_last = done == self.config.total_steps
+        return [h for h in self.hooks if done % h.every == 0 or (is_last and h.at_end)]
+
+    def _run_hooks(self, step: int, state: TrainState, hooks: Sequence[Hook]) -> None:
+        with _Pause(self):
+            for hook in hooks:
+                if scalars := hook.fn(step, state):
+                    self.writers.write(step, scalars)
+
+    def _say_preempted(self, step: int) -> None:
+        if jax.process_index() == 0:
+            print(
+                f"\nSIGTERM: saving step {step} in {self.workdir}; the same command continues it",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+class _Pause:
+    """Time spent inside doesn't count as training."""
+
+    def __init__(self, loop: _Loop) -> None:
+        self._loop = loop
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.paused += time.perf_counter() - self._began
+
+
+def _num_examples(batch: Tree) -> int:
+    """Examples of this process in a batch: global rows over the number of processes."""
+    rows = [x.shape[0] for x in jax.tree.leaves(batch) if x.ndim]
+    return rows[0] // jax.process_count() if rows else 0
+
+
+def _compiler_flops(compiled: Any) -> float | None:
+    """The compiler's count for one device; None where the backend has none."""
+    try:
+        analysis = compiled.cost_analysis()
+    except Exception:  # some backends have no cost analysis, each in its own way
+        return None
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    flops = (analysis or {}).get("flops", 0.0)
+    return flops if flops > 0 else None

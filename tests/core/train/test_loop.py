@@ -1,0 +1,357 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_problem as tiny
+
+from core_jax.sharding import (
+    DEFAULT_RULES,
+    batch_sharding,
+    make_mesh,
+    param_shardings,
+    replicated,
+)
+from core_jax.train.errors import NonFiniteError, ResumeError
+from core_jax.train.loop import Hook, LoopConfig, run_training
+from core_jax.train.metrics import MultiWriter
+from core_jax.train.run_record import RunRecord, has_checkpoint
+from core_jax.train.state import create_state
+from core_jax.train.step import jit_train_step
+
+
+class ListWriter:
+    def __init__(self):
+        self.rows, self.started, self.closed = [], None, False
+
+    def start(self, step, total_steps):
+        self.started = (step, total_steps)
+
+    def write(self, step, metrics):
+        self.rows.append((step, dict(metrics)))
+
+    def write_images(self, step, images):
+        raise AssertionError("no images here")
+
+    def close(self):
+        self.closed = True
+
+
+def train(workdir, total, *, save_every=100, log_every=1, loss=tiny.noisy_loss_fn, **kwargs):
+    step, state, _ = tiny.setup(loss, ema_decay=0.9)
+    config = LoopConfig(total_steps=total, log_every=log_every, save_every=save_every)
+    arguments = {
+        "state": state,
+        "step_fn": step,
+        "frozen": tiny.frozen(),
+        "make_batches": tiny.batches,
+        "workdir": workdir,
+        "writers": MultiWriter([]),
+    }
+    return run_training(config, **(arguments | kwargs))
+
+
+def test_loop_equals_a_plain_loop(tmp_path):
+    step, state, _ = tiny.setup(ema_decay=0.9)
+    step = jax.jit(step)
+    for i in range(4):
+        state, _ = step(state, tiny.frozen(), tiny.batch(i))
+    result = train(tmp_path, 4)
+    assert (result.step, result.preempted) == (4, False)
+    tiny.assert_equal(result.state, state)
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    want = train(tmp_path / "whole", 7).state
+    train(tmp_path / "parts", 3)
+    starts = []
+
+    def make_batches(start):
+        starts.append(start)
+        return tiny.batches(start)
+
+    got = train(tmp_path / "parts", 7, make_batches=make_batches)
+    tiny.assert_equal(got.state, want)
+    assert starts == [3]
+    record = json.loads((tmp_path / "parts/run.json").read_text())
+    assert [entry["step"] for entry in record["starts"]] == [0, 3]
+    # The control: another data position gives other parameters.
+    train(tmp_path / "shifted", 3)
+    shifted = train(tmp_path / "shifted", 7, make_batches=lambda start: tiny.batches(start + 1))
+    assert tiny.max_difference(shifted.state.params, want.params) > 1e-4
+
+
+def test_resume_needs_only_an_abstract_state(tmp_path):
+    train(tmp_path, 2)
+    state = tiny.setup(ema_decay=0.9)[1]
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    got = train(tmp_path, 4, state=abstract)
+    tiny.assert_equal(got.state, train(tmp_path / "whole", 4).state)
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        train(tmp_path / "new", 4, state=abstract)
+
+
+def test_sharded_loop_and_resume_on_another_mesh(tmp_path):
+    want = train(tmp_path / "one", 6).state
+
+    def on(mesh, total):
+        step, _, optimizer = tiny.setup(ema_decay=0.9)
+        shardings = param_shardings(tiny.params(), tiny.PARAM_AXES, DEFAULT_RULES, mesh)
+        state, all_shardings = create_state(
+            tiny.params(), optimizer, param_shardings=shardings, mesh=mesh, ema=True
+        )
+        frozen = jax.device_put(tiny.frozen(), replicated(tiny.frozen(), mesh))
+        rows = batch_sharding(mesh)
+        jitted = jit_train_step(step, all_shardings, replicated(frozen, mesh), rows, mesh)
+        return train(
+            tmp_path / "many",
+            total,
+            state=state,
+            step_fn=jitted,
+            frozen=frozen,
+            batch_sharding=rows,
+        )
+
+    on(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), 3)
+    got = on(make_mesh({"fsdp": 2}, jax.devices()[:2]), 6)
+    assert got.step == 6
+    assert tiny.max_difference(got.state.params, want.params) < 5e-6
+
+
+def test_finished_run_does_nothing(tmp_path):
+    train(tmp_path, 2)
+
+    def make_batches(start):
+        raise AssertionError("no batch is needed")
+
+    assert train(tmp_path, 2, make_batches=make_batches).step == 2
+
+
+def test_logged_metrics(tmp_path):
+    writer = ListWriter()
+    train(tmp_path, 5, log_every=2, writers=writer)
+    assert writer.started == (0, 5)
+    assert writer.closed
+    assert [step for step, _ in writer.rows] == [2, 4, 5]
+    names = {"loss", "lr", "grad_norm", "images_per_second", "steps_per_second", "data_wait"}
+    assert names <= set(writer.rows[0][1])
+    assert "nonfinite" not in writer.rows[0][1]
+    assert 0 <= writer.rows[0][1]["data_wait"] <= 1
+    # Means over the interval.
+    single = ListWriter()
+    train(tmp_path / "single", 5, log_every=1, writers=single)
+    losses = [row["loss"] for _, row in single.rows]
+    assert writer.rows[0][1]["loss"] == pytest.approx(np.mean(losses[:2]))
+    assert writer.rows[2][1]["loss"] == pytest.approx(losses[4])
+
+
+def test_mfu(tmp_path, monkeypatch):
+    monkeypatch.setattr("core_jax.train.loop.peak_flops", lambda: 1e9)
+    writer = ListWriter()
+    step, state, _ = tiny.setup()
+    config = LoopConfig(total_steps=3, log_every=3, flops_per_step=1e6)
+    run_training(
+        config, state=state, step_fn=step, frozen=tiny.frozen(), make_batches=tiny.batches,
+        workdir=tmp_path, writers=writer,
+    )  # fmt: skip
+    row = writer.rows[0][1]
+    assert row["mfu"] == pytest.approx(1e6 * row["steps_per_second"] / 1e9)
+    # Without a count of the caller's, the compiler's is used.
+    writer = ListWriter()
+    train(tmp_path / "compiler", 2, writers=writer)
+    assert writer.rows[0][1]["mfu"] > 0
+
+
+def test_data_wait_sees_slow_data(tmp_path):
+    def slow(start):
+        for batch in tiny.batches(start):
+            time.sleep(0.05)
+            yield batch
+
+    writer = ListWriter()
+    train(tmp_path, 5, log_every=5, writers=writer, make_batches=slow)
+    assert writer.rows[0][1]["data_wait"] > 0.5
+
+
+def test_metrics_are_fetched_after_the_next_dispatch(tmp_path, monkeypatch):
+    events = []
+    original = jax.device_get
+    monkeypatch.setattr(
+        "core_jax.train.loop.jax.device_get",
+        lambda x: events.append("fetch") or original(x),
+    )
+
+    def make_batches(start):
+        for batch in tiny.batches(start):
+            events.append("batch")
+            yield batch
+
+    train(tmp_path, 4, make_batches=make_batches)
+    # Batch 0; then for each step: dispatch, next batch, and only then the older step's metrics.
+    assert events[:6] == ["batch", "batch", "batch", "fetch", "batch", "fetch"]
+
+
+def test_hooks(tmp_path):
+    calls = []
+
+    def note(name):
+        def fn(step, state):
+            calls.append((name, step, int(state.step)))
+            return {f"{name}_value": float(step)}
+
+        return fn
+
+    writer = ListWriter()
+    hooks = [Hook(2, note("a"), at_start=True), Hook(3, note("b"), at_end=False)]
+    train(tmp_path, 5, hooks=hooks, writers=writer, log_every=5)
+    assert calls == [("a", 0, 0), ("a", 2, 2), ("b", 3, 3), ("a", 4, 4), ("a", 5, 5)]
+    assert (2, {"a_value": 2.0}) in writer.rows
+    calls.clear()
+    train(tmp_path, 6, hooks=hooks)
+    assert calls == [("a", 6, 6), ("b", 6, 6)]
+
+
+def poisoned(params, frozen, batch, key):
+    loss, metrics = tiny.noisy_loss_fn(params, frozen, batch, key)
+    return loss + jnp.where(batch["poison"].sum() > 0, jnp.nan, 0.0), metrics
+
+
+def poisoned_batches(bad_step):
+    def make(start):
+        for i, batch in enumerate(tiny.batches(start), start):
+            yield batch | {"poison": np.full(tiny.BATCH, float(i == bad_step), np.float32)}
+
+    return make
+
+
+@pytest.mark.parametrize("save_every", [1, 4, 5, 100])
+def test_non_finite_step_stops_names_the_batch_and_saves_nothing(tmp_path, save_every):
+    arguments = {"loss": poisoned, "save_every": save_every}
+    with pytest.raises(NonFiniteError, match=r"step 4 .*loss=nan.*s4-0, s4-1") as info:
+        train(tmp_path, 9, make_batches=poisoned_batches(4), **arguments)
+    assert info.value.step == 4
+    assert info.value.ids == [f"s4-{i}" for i in range(tiny.BATCH)]
+    ids = json.loads((tmp_path / "nonfinite-4-process0.json").read_text())["ids"]
+    assert ids == info.value.ids
+    saved = max((int(p.name) for p in (tmp_path / "checkpoints").iterdir()), default=0)
+    assert saved <= 4
+    assert saved == {1: 4, 4: 4, 5: 0, 100: 0}[save_every]
+    # With the batch repaired the run continues to what an undisturbed one gives.
+    got = train(tmp_path, 9, make_batches=poisoned_batches(-1), **arguments)
+    want = train(tmp_path / "good", 9, make_batches=poisoned_batches(-1), **arguments)
+    tiny.assert_equal(got.state, want.state)
+
+
+def test_end_of_data_is_an_error(tmp_path):
+    def short(start):
+        yield from (tiny.batch(i) for i in range(2))
+
+    with pytest.raises(RuntimeError, match="ended before step 2 of 5"):
+        train(tmp_path, 5, make_batches=short)
+
+
+def test_record_guards_resumption(tmp_path):
+    train(tmp_path, 2, record=RunRecord(fingerprint={"lr": 1}))
+    with pytest.raises(ResumeError, match=r"fingerprint\.lr: was 1, now 2"):
+        train(tmp_path, 4, record=RunRecord(fingerprint={"lr": 2}))
+    with pytest.raises(ResumeError, match="init_from"):
+        train(tmp_path, 4, record=RunRecord(fingerprint={"lr": 1}, init_from="elsewhere"))
+    assert train(tmp_path, 4, record=RunRecord(fingerprint={"lr": 1})).step == 4
+
+
+def test_failing_writer_does_not_stop_training(tmp_path):
+    class Broken(ListWriter):
+        def write(self, step, metrics):
+            raise OSError("disk full")
+
+    good = ListWriter()
+    assert train(tmp_path, 5, writers=MultiWriter([Broken(), good])).step == 5
+    assert len(good.rows) == 5
+
+
+def test_two_batch_shapes_compile_two_steps(tmp_path):
+    def make_batches(start):
+        for i, batch in enumerate(tiny.batches(start), start):
+            yield {k: v[:8] for k, v in batch.items()} if i % 2 else batch
+
+    assert train(tmp_path, 4, make_batches=make_batches).step == 4
+
+
+def test_sigterm_in_process_saves_and_returns(tmp_path, capfd):
+    def make_batches(start):
+        for i, batch in enumerate(tiny.batches(start), start):
+            if i == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    before = signal.getsignal(signal.SIGTERM)
+    result = train(tmp_path, 9, make_batches=make_batches)
+    assert result.preempted
+    assert 3 <= result.step < 9
+    assert has_checkpoint(tmp_path)
+    assert f"SIGTERM: saving step {result.step}" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    got = train(tmp_path, 9)
+    tiny.assert_equal(got.state, train(tmp_path / "whole", 9).state)
+
+
+def launch(workdir, steps, pause):
+    script = pathlib.Path(__file__).with_name("run_tiny.py")
+    root = script.parents[3]
+    env = os.environ | {"PYTHONPATH": f"{root}:{script.parent}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(script), str(workdir), str(steps), str(pause)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for_line(workdir, step, process):
+    """Waits until the run has logged a step."""
+    path = workdir / "metrics.jsonl"
+    for _ in range(1200):
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("the run did not get there")
+
+
+def leaves(workdir):
+    with np.load(workdir / "final.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_killed_process_resumes_bitwise(tmp_path, number):
+    whole = launch(tmp_path / "whole", 12, 0)
+    killed = launch(tmp_path / "killed", 12, 0.3)
+    wait_for_line(tmp_path / "killed", 5, killed)
+    killed.send_signal(number)
+    out, err = killed.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        assert killed.returncode == 0, err
+        assert "preempted" in out
+        assert "SIGTERM: saving step" in err
+    else:
+        assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed/final.npz").exists()
+
+    again = launch(tmp_path / "killed", 12, 0)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "finished 12" in out
+    assert "resumed at step" in err
+    assert whole.wait(timeout=120) == 0
+    tiny.assert_equal(leaves(tmp_path / "killed"), leaves(tmp_path / "whole"))
+    # Every step is in the log once, in order.
+    rows = [json.loads(line) for line in (tmp_path / "killed/metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == list(range(1, 13))
