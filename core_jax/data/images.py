@@ -37,7 +37,7 @@ class Reason(enum.StrEnum):
     ANIMATED = "animated"  # only under `animated="reject"`
     TRUNCATED = "truncated"
     BROKEN = "broken"
-    UNSUPPORTED_MODE = "unsupported_mode"  # pixels whose range is unknown (float, 32 bit, Lab)
+    UNSUPPORTED_MODE = "unsupported_mode"  # pixels whose range is unknown (float, 32 bit)
     TRANSPARENT = "transparent"  # nothing of it is visible
     FLAT = "flat"  # one colour; only under `reject_flat`
     NO_CAPTION = "no_caption"  # only where the policy asks for one
@@ -227,7 +227,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             raise BadImage(Reason.TRANSPARENT)
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    # Palette, grey, 1 bit, CMYK (Pillow undoes Adobe's inversion on load), YCbCr, HSV. Colour
+    # Palette, grey, 1 bit, CMYK (Pillow undoes Adobe's inversion on load), YCbCr, Lab. Colour
     # profiles are ignored, as every training pipeline of the field does.
     return image if image.mode == "RGB" else image.convert("RGB")
 

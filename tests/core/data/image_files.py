@@ -28,15 +28,25 @@ def noise(seed, height=64, width=80):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def png_header(width, height):
-    """A PNG that declares a size and holds next to no pixels."""
-
+def _png(width, height, bits, colour, raw):
     def chunk(tag, body):
         return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = chunk(b"IDAT", zlib.compress(bytes(100)))
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(raw))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+
+
+def png_header(width, height):
+    """A PNG that declares a size and holds next to no pixels."""
+    return _png(width, height, 8, 2, bytes(100))
+
+
+def png_16_bit(pixels):
+    """A 16-bit PNG of uint16 [h, w, 3], with alpha 4, grey with alpha 2; Pillow writes none."""
+    height, width, channels = pixels.shape
+    raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return _png(width, height, 16, {2: 4, 3: 2, 4: 6}[channels], raw)
 
 
 def animated(file_format):

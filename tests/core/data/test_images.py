@@ -3,7 +3,7 @@ import pickle
 
 import numpy as np
 import pytest
-from image_files import GRADIENT, animated, encode, exif_rotated, noise, png_header
+from image_files import GRADIENT, animated, encode, exif_rotated, noise, png_16_bit, png_header
 from PIL import Image
 
 from core_jax.data import images
@@ -135,6 +135,10 @@ def test_colour_modes():
     cmyk = encode(Image.fromarray(GRADIENT).convert("CMYK"), "JPEG")
     assert Image.open(io.BytesIO(cmyk)).mode == "CMYK"
     assert close_to_gradient(decode_image(cmyk))
+    for mode in ("CMYK", "YCbCr"):
+        assert close_to_gradient(
+            decode_image(encode(Image.fromarray(GRADIENT).convert(mode), "TIFF"))
+        )
     grey = np.broadcast_to(GRADIENT[..., :1], GRADIENT.shape)
     assert close_to_gradient(decode_image(encode(GRADIENT[..., 0])), 0.1, grey)
     assert close_to_gradient(decode_image(encode(Image.fromarray(GRADIENT).quantize(64))), 16)
@@ -151,6 +155,17 @@ def test_16_bit_grey_is_scaled_not_clipped(name):
     # What Pillow does by itself, for comparison: everything above 255 is white.
     naive = np.asarray(Image.fromarray(grey).convert("L").convert("RGB")).astype(int)
     assert np.abs(naive - target).mean() > 50
+
+
+def test_16_bit_colour_keeps_the_upper_bits():
+    wide = GRADIENT.astype(np.uint16) * 257
+    assert close_to_gradient(decode_image(png_16_bit(wide)), 1e-6)
+    wide = np.dstack([wide, np.full((64, 80), 65535, np.uint16)])
+    assert close_to_gradient(decode_image(png_16_bit(wide)), 1e-6)
+    wide[..., 3] = 0
+    assert reason_of(png_16_bit(wide)) == Reason.TRANSPARENT
+    grey = np.broadcast_to(GRADIENT[..., :1], GRADIENT.shape)
+    assert close_to_gradient(decode_image(png_16_bit(wide[..., [0, 3]] | [0, 65535])), 1e-6, grey)
 
 
 def test_transparency_becomes_white():
