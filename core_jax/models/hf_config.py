@@ -1,6 +1,7 @@
 """Reading config.json into typed configurations."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,3 +17,35 @@ def pick_fields(cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _freeze(value: Any) -> Any:
     return tuple(_freeze(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def refuse_unsupported(
+    what: str,
+    config: Mapping[str, Any],
+    known: set[str],
+    must_be: Mapping[str, Any],
+    without_effect: frozenset[str],
+) -> None:
+    """Raises if a diffusers config.json asks for something that we do not implement.
+
+    Args:
+      what: name for the message.
+      config: the file's content.
+      known: fields that we implement.
+      must_be: fields that we do not, and the value at which they do nothing.
+      without_effect: fields that change nothing in what we implement.
+
+    Raises:
+      ValueError: naming every such field. A field that nobody knows may be null or false only.
+    """
+    problems = []
+    for name, value in config.items():
+        if name.startswith("_") or name in known or name in without_effect:
+            continue
+        if name not in must_be:
+            if value is not None and value is not False:
+                problems.append(f"{name} = {json.dumps(value)} (unknown field)")
+        elif value != must_be[name]:
+            problems.append(f"{name} = {json.dumps(value)} (only {json.dumps(must_be[name])})")
+    if problems:
+        raise ValueError(f"{what}: not supported: {'; '.join(problems)}")

@@ -60,3 +60,10 @@ def _taps(x, window, stride, padding):
         for i in range(kh)
         for j in range(kw)
     ]
+
+
+def upsample_nearest(x: Float[Array, "B h w c"]) -> Float[Array, "B h2 w2 c"]:
+    """Repeats every pixel twice along both axes."""
+    B, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (B, h, 2, w, 2, c))
+    return x.reshape(B, 2 * h, 2 * w, c)
