@@ -138,6 +138,7 @@ class BartEncoder(_Stack):
     """Bidirectional, post-norm."""
 
     def setup(self):
+        """Position table, first norm, layers."""
         c = self.config
         self.embed_positions = Embed(c.max_position_embeddings + POSITION_OFFSET, c.d_model)
         self.layernorm_embedding = LayerNorm(_EPS)
@@ -161,6 +162,7 @@ class BartDecoder(_Stack):
     """Causal, with attention to the encoder's states; post-norm."""
 
     def setup(self):
+        """Position table, first norm, layers."""
         c = self.config
         self.embed_positions = Embed(c.max_position_embeddings + POSITION_OFFSET, c.d_model)
         self.layernorm_embedding = LayerNorm(_EPS)
@@ -213,6 +215,7 @@ class Bart(nn.Module):
     execution: Execution = Execution()
 
     def setup(self):
+        """Token table, encoder, decoder."""
         c = self.config
         self.shared = Embed(c.vocab_size, c.d_model)
         self.encoder = BartEncoder(c, self.execution)

@@ -21,6 +21,7 @@ class Florence2(nn.Module):
     execution: Execution = Execution()
 
     def setup(self):
+        """The three parts, named as in the checkpoint."""
         c = self.config
         self.vision_tower = DaViT(c.vision_config, self.execution)
         self.multi_modal_projector = Projector(c.vision_config)
