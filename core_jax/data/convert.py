@@ -112,6 +112,7 @@ def convert_source(
 class _ShardWriter:
     def __init__(self, source: Source, limits: ImageLimits, drop_bad: bool, num_threads: int):
         import tensorflow_datasets as tfds
+        from tensorflow_datasets.core import example_serializer
 
         self.features = tfds.features.FeaturesDict(
             {
@@ -122,7 +123,7 @@ class _ShardWriter:
             }
         )
         info = self.features.get_serialized_info()
-        self._serializer = tfds.core.example_serializer.ExampleSerializer(info)
+        self._serializer = example_serializer.ExampleSerializer(info)
         self._source, self._limits, self._drop_bad = source, limits, drop_bad
         self._threads = max(1, num_threads)
 
@@ -232,7 +233,7 @@ def _write_metadata(
     import tensorflow_datasets as tfds
 
     template = tfds.core.ShardedFileTemplate(
-        dataset_name=name, data_dir=os.fspath(path), split=split, filetype_suffix="array_record"
+        dataset_name=name, data_dir=path, split=split, filetype_suffix="array_record"
     )
     info = tfds.core.SplitInfo(
         name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template

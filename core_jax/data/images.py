@@ -193,7 +193,7 @@ def decode_image(
         raise
     except Exception:
         raise BadImage(Reason.UNSUPPORTED_MODE) from None
-    if limits.reject_flat and all(low == high for low, high in decoded.getextrema()):
+    if limits.reject_flat and decoded.getcolors(maxcolors=1) is not None:
         raise BadImage(Reason.FLAT)
     return decoded
 

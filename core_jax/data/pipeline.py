@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -96,7 +96,7 @@ def make_batches(
     def row_at(own: int) -> _Row:
         step, row = divmod(own, rows)
         position = step * batch_size + process_index * rows + row
-        return loader.load(position, order[position])
+        return loader.load(position, cast(int, order[position]))
 
     dataset = grain.MapDataset.range(steps * rows).map(row_at)
     collate = _Collator(rows, BadLog(policy), template=None)
@@ -223,10 +223,12 @@ class _Collator:
                 self.log.add(row.bad)
         self.log.check()
         if self._find_template is None:
-            stuck = next((row for row in rows if row.values is None), None)
-            if stuck is not None:
-                raise self.log.error(f"no usable replacement after {len(stuck.bad)} attempts")
-            return {"ids": [row.id for row in rows], **_stack([row.values for row in rows])}
+            values = []
+            for row in rows:
+                if row.values is None:
+                    raise self.log.error(f"no usable replacement after {len(row.bad)} attempts")
+                values.append(row.values)
+            return {"ids": [row.id for row in rows], **_stack(values)}
         return {
             "ids": [row.id for row in rows],
             "mask": np.array([row.values is not None for row in rows]),
@@ -239,7 +241,7 @@ class _Collator:
             return row.values
         if self._template is None:
             self._template = next((r.values for r in rows if r.values is not None), None)
-        if self._template is None:
+        if self._template is None and self._find_template is not None:
             self._template = self._find_template()
         if self._template is None:
             raise self.log.error("not one example could be used")

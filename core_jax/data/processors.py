@@ -64,7 +64,7 @@ class ImageProcessor:
     def __post_init__(self):
         if (self.mean is None) != (self.std is None):
             raise ValueError("ImageProcessor: mean and std are both given or both None")
-        if self.mean is not None and not len(self.mean) == len(self.std) == 3:
+        if any(len(values) != 3 for values in (self.mean, self.std) if values is not None):
             raise ValueError("ImageProcessor: mean and std have 3 entries, one a channel")
 
     @classmethod
@@ -134,8 +134,7 @@ class ImageProcessor:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
                 raise ValueError(f"images are uint8 [h, w, 3], not {image.dtype} {image.shape}")
             image = Image.fromarray(image)
-        if image.mode != "RGB":
-            image = image.convert("RGB")
+        image = image if image.mode == "RGB" else image.convert("RGB")
         if self.size is not None:
             shape = self.size
             if isinstance(shape, int):

@@ -70,17 +70,20 @@ def crop_image(
         BadImage: TOO_SMALL, for "native" under `small="reject"`.
         ValueError: A random kind without `rng`.
     """
-    if spec.is_random and rng is None:
-        raise ValueError(f"CropSpec.kind={spec.kind!r} needs a seeded generator")
     if spec.kind == "squash":
         return image.resize((spec.size, spec.size), RESAMPLE[spec.resample])
-    if spec.kind == "random":
-        return random_crop(resize_shorter_side(image, spec.size, spec.resample), spec.size, rng)
-    if spec.kind in ("native", "native_random") and min(image.size) >= spec.size:
-        return random_crop(image, spec.size, rng) if spec.is_random else _crop(image, spec.size)
-    if spec.kind in ("native", "native_random") and spec.small == "reject":
-        raise BadImage(Reason.TOO_SMALL)
-    return resize_shorter_side_and_center_crop(image, spec.size, spec.resample)
+    native = spec.kind.startswith("native")
+    if native and min(image.size) < spec.size:
+        if spec.small == "reject":
+            raise BadImage(Reason.TOO_SMALL)
+        return resize_shorter_side_and_center_crop(image, spec.size, spec.resample)
+    if not native:
+        image = resize_shorter_side(image, spec.size, spec.resample)
+    if not spec.is_random:
+        return _crop(image, spec.size)
+    if rng is None:
+        raise ValueError(f"CropSpec.kind={spec.kind!r} needs a seeded generator")
+    return random_crop(image, spec.size, rng)
 
 
 def shorter_side_shape(height: int, width: int, size: int) -> tuple[int, int]:

@@ -155,7 +155,7 @@ def _load_index(file: Path, cache_dir: Path | None) -> Mapping[str, np.ndarray]:
 
 def _save_atomically(path: Path, arrays: dict[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
