@@ -30,7 +30,7 @@ th{font-weight:600;color:var(--soft);white-space:nowrap}
 td.num,th.num{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 details{margin:.3rem 0;font-size:.88rem}summary{cursor:pointer;color:var(--soft)}
 pre{white-space:pre-wrap;background:var(--wash);padding:.6rem;border-radius:6px;margin:.3rem 0}
-svg.plot{display:block;width:100%;max-width:640px;height:auto;font:13px system-ui,sans-serif}
+svg.plot{display:block;width:100%;max-width:580px;height:auto;font:13px system-ui,sans-serif}
 svg text{fill:var(--soft)}svg .label{fill:var(--ink)}
 svg .grid{stroke:var(--rule)}svg .axis{stroke:var(--soft)}
 svg .line{fill:none;stroke-width:2}svg .whisker{fill:none;stroke-width:1.3}
@@ -43,6 +43,8 @@ border-bottom:1px solid var(--rule)}
 figure{margin:0}figcaption{font-size:.78rem;color:var(--soft);text-align:center}
 figure img{display:block;height:auto;max-width:min(44vw,16rem);border-radius:4px}
 img.pixels{image-rendering:pixelated}
+@media(max-width:40rem){.pictures{gap:.4rem;flex-wrap:nowrap;width:100%}
+figure{flex:1 1 0;min-width:0}figure img{width:100%}th,td{padding:.3rem .4rem}}
 .words{flex:1 1 18rem;min-width:min(100%,16rem)}.words p{margin:0 0 .5rem}
 .words b{display:block;font-size:.78rem;font-weight:600;color:var(--soft)}
 """
@@ -86,14 +88,14 @@ def _details(summary: str, facts: Any) -> str:
 
 
 def number_text(value: float | None) -> str:
-    """Returns a number with four significant digits, integers whole."""
+    """Returns a number with four significant digits, an int whole."""
     if value is None:
         return "not finite"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if float(value).is_integer() and abs(value) < 1e12:
-        return f"{int(value):,}" if isinstance(value, int) else f"{value:.1f}"
-    return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:#.4g}".removesuffix(".")
 
 
 def _metrics(metrics: dict[str, dict[str, Any]]) -> str:

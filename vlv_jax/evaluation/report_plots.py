@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 # Axes of the drawing in user units; the page scales it.
-_WIDTH, _HEIGHT = 640, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 48
+_WIDTH, _HEIGHT = 480, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 12, 12, 50
 # Distinguishable by the colour-blind and on light and dark paper (Okabe and Ito, 2008).
 COLOURS = ("#0a84c6", "#e07b00", "#12a37a", "#c45aa0", "#b8a100", "#d4492a", "#5cb3e6", "#8a8a8a")
 

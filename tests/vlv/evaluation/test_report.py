@@ -13,6 +13,7 @@ from PIL import Image
 
 from vlv_jax.evaluation.bootstrap import bootstrap_mean
 from vlv_jax.evaluation.report import GalleryRow, Report, encode_image
+from vlv_jax.evaluation.report_html import number_text
 from vlv_jax.evaluation.report_plots import draw, tick_text
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
@@ -153,7 +154,7 @@ def test_pictures_survive(rng):
 def _svg(plot):
     defaults = {"x_label": "", "y_label": "", "note": "", "log_x": False, "log_y": False}
     text = draw({"kind": "line", **defaults, **plot}, "title")
-    return ElementTree.fromstring(text[: text.index("</svg>") + 6])
+    return ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
 
 
 def test_line_plot_places_points_and_intervals():
@@ -186,8 +187,8 @@ def test_plots_of_any_scale_have_ticks_and_stay_inside(y):
     svg = _svg({"series": {"a": {"x": [1, 2], "y": y}}})
     assert len([t for t in svg.iter("text") if t.text]) >= 4
     for circle in svg.iter("circle"):
-        assert 0 <= float(circle.get("cx")) <= 640
-        assert 0 <= float(circle.get("cy")) <= 340
+        assert 0 <= float(circle.get("cx")) <= 480
+        assert 0 <= float(circle.get("cy")) <= 300
 
 
 def test_empty_plot_and_single_point():
@@ -198,6 +199,19 @@ def test_empty_plot_and_single_point():
 def test_tick_text():
     assert [tick_text(v) for v in (0, 0.25, 1500, 2e6, 1e-5, 0.30000000000000004)] == [
         "0", "0.25", "1500", "2e6", "1e-5", "0.3"]  # fmt: skip
+
+
+def test_number_text():
+    shown = [number_text(v) for v in (0.5, 1234567, 0.81254, 12345.6, 1e-7, 0.0, None)]
+    assert shown == [
+        "0.5000",
+        "1,234,567",
+        "0.8125",
+        "1.235e+04",
+        "1.000e-07",
+        "0.000",
+        "not finite",
+    ]
 
 
 def test_misuse_is_refused(tmp_path):
