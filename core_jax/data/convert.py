@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from core_jax.data.arguments import add_source_arguments, spec_from_arguments
 from core_jax.data.images import BadImage, ImageLimits, Reason, decode_image
@@ -122,7 +123,7 @@ class _ShardWriter:
                 EXTRAS_KEY: tfds.features.Text(),
             }
         )
-        info = self.features.get_serialized_info()
+        info: Any = self.features.get_serialized_info()
         self._serializer = example_serializer.ExampleSerializer(info)
         self._source, self._limits, self._drop_bad = source, limits, drop_bad
         self._threads = max(1, num_threads)
@@ -233,7 +234,7 @@ def _write_metadata(
     import tensorflow_datasets as tfds
 
     template = tfds.core.ShardedFileTemplate(
-        dataset_name=name, data_dir=path, split=split, filetype_suffix="array_record"
+        dataset_name=name, data_dir=epath.Path(path), split=split, filetype_suffix="array_record"
     )
     info = tfds.core.SplitInfo(
         name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template
