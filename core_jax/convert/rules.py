@@ -90,6 +90,8 @@ class WeightRules:
       aliases: (regex, canonical name) of stored tensors that repeat another bit for bit.
       zeros: regexes of stored tensors that are left out because they are zero, which the loader
         verifies.
+      buffers: (name, its values) of tensors that are no parameters, but that other readers miss;
+        they are written, and ignored when read.
     """
 
     stacked: tuple[str, ...] = ()
@@ -100,6 +102,7 @@ class WeightRules:
     ignored: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     zeros: tuple[str, ...] = ()
+    buffers: tuple[tuple[str, Callable[[], np.ndarray]], ...] = ()
 
 
 class WeightsError(ValueError):
@@ -176,6 +179,7 @@ def assign(
       WeightsError: missing, unknown, doubly used or wrongly shaped tensors, all of them at once.
     """
     wanted = {e.name: e for e in entries}
+    known = (*rules.ignored, *rules.zeros, *(re.escape(name) for name, _ in rules.buffers))
     found: dict[str, list[tuple[str, bool]]] = {}
     aliases, unknown = [], []
     for name in stored:
@@ -184,7 +188,7 @@ def assign(
             found.setdefault(canonical, []).append((name, transpose))
         elif target := _alias(canonical, rules):
             aliases.append((name, target))
-        elif not any(re.fullmatch(p, name) for p in (*rules.ignored, *rules.zeros)):
+        elif not any(re.fullmatch(p, name) for p in known):
             unknown.append(name)
     # A tied table may be stored under its alias only.
     for name, target in list(aliases):

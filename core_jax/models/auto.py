@@ -239,13 +239,14 @@ def save_model(
     if any(problems.values()):
         raise WeightsError(format_problems(problems))
     path.mkdir(parents=True, exist_ok=True)
-    entries = derive_entries({p: x.shape for p, x in flat.items()}, family.rules(model.config))
+    weight_rules = family.rules(model.config)
+    entries = derive_entries({p: x.shape for p, x in flat.items()}, weight_rules)
     config = model.config.to_hf()
     if "model_type" in config:  # diffusers has no such key and warns about it
         config["dtype"] = _dtype_name(flat, dtype)
     write_tensors(
         path,
-        _stored(entries, flat, dtype),
+        _stored(entries, weight_rules, flat, dtype),
         file_name=family.file_name,
         **({} if max_shard_bytes is None else {"max_shard_bytes": max_shard_bytes}),
     )
@@ -258,7 +259,9 @@ def _dtype_name(flat: Mapping[str, Any], dtype: Any) -> str:
     return re.sub(r"^bfloat16.*", "bfloat16", name)
 
 
-def _stored(entries, flat, dtype) -> Iterator[tuple[str, np.ndarray]]:
+def _stored(entries, rules, flat, dtype) -> Iterator[tuple[str, np.ndarray]]:
+    for name, values in rules.buffers:
+        yield name, values().astype(np.float32 if dtype is None else dtype)
     host: tuple[str, np.ndarray] | None = None  # the stacked leaf being written, fetched once
     for e in entries:
         if host is None or host[0] != e.path:

@@ -141,9 +141,12 @@ class BartConfig:
     init_std: float = 0.02
 
     def __post_init__(self):
-        for heads in (self.encoder_attention_heads, self.decoder_attention_heads):
-            if self.d_model % heads:
-                raise ValueError(f"d_model {self.d_model} does not divide into {heads} heads")
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            if self.d_model % getattr(self, name):
+                raise ValueError(
+                    f"text_config.d_model {self.d_model} does not divide into {name} "
+                    f"{getattr(self, name)}"
+                )
         if self.activation_function != "gelu":
             raise ValueError(
                 f"text_config.activation_function {self.activation_function!r} is not supported: "
@@ -174,7 +177,8 @@ class Florence2Config:
       vision_config: the tower and the image head.
       text_config: the encoder and the decoder.
       image_token_id: the placeholder of one image feature in transformers' input ids. The models
-        here put the features before the prompt and never look it up.
+        here put the features before the prompt and never look it up. microsoft's checkpoints have
+        no such token; theirs reads as vocab_size, the row that transformers would have to add.
     """
 
     vision_config: Florence2VisionConfig = Florence2VisionConfig()

@@ -153,9 +153,8 @@ class _PositionEmbed(nn.Module):
                 f"the image gives a {height} x {width} grid, but the model has {limit} positions "
                 "a side; use a smaller image"
             )
-        # A table's width follows its name, not its place: upstream gives the odd one to columns.
         rows = Embed(limit, D // 2, name="row_embeddings")(jnp.arange(height))
-        columns = Embed(limit, D - D // 2, name="column_embeddings")(jnp.arange(width))
+        columns = Embed(limit, D // 2, name="column_embeddings")(jnp.arange(width))
         columns = jnp.broadcast_to(columns[None], (height, width, columns.shape[-1]))
         rows = jnp.broadcast_to(rows[:, None], (height, width, rows.shape[-1]))
         return jnp.concatenate([columns, rows], axis=-1)

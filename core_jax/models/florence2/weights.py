@@ -1,16 +1,18 @@
 """Names of Florence-2 checkpoints: transformers' layout and microsoft's remote-code layout."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from core_jax.convert.rules import Rename, WeightRules
 from core_jax.models.family import Family
 from core_jax.models.florence2.bart import POSITION_OFFSET
-from core_jax.models.florence2.config import Florence2Config
+from core_jax.models.florence2.config import Florence2Config, Florence2VisionConfig
 from core_jax.models.florence2.model import Florence2
 
 _BLOCK = r"vision_tower/blocks_\d+/\w+"
@@ -72,8 +74,13 @@ def _rules(config: Florence2Config) -> WeightRules:
         ),
         rename=lambda name: f"model.{name}",
         legacy=_REMOTE,
-        # A table of sines and cosines, of which an image needs the first row: 0, 1, 0, 1...
-        ignored=(r"(model\.multi_modal_projector\.)?visual_temporal_embed\.pos_idx_to_embed",),
+        ignored=(r"visual_temporal_embed\.pos_idx_to_embed",),
+        buffers=(
+            (
+                "model.multi_modal_projector.visual_temporal_embed.pos_idx_to_embed",
+                lambda: _frame_table(config.vision_config),
+            ),
+        ),
         aliases=(
             (
                 r"model\.language_model\.(encoder|decoder)\.embed_tokens\.weight|lm_head\.weight",
@@ -82,6 +89,14 @@ def _rules(config: Florence2Config) -> WeightRules:
         ),
         zeros=(r"(language_model\.)?final_logits_bias",),
     )
+
+
+def _frame_table(config: Florence2VisionConfig) -> np.ndarray:
+    """Sines and cosines for the frames of a video; an image uses row 0, which is 0, 1, 0, 1..."""
+    half = config.embed_dim[-1] // 2
+    frequencies = np.exp(np.arange(half) * (-math.log(10000) / half))
+    angles = np.arange(config.max_temporal_embeddings)[:, None] * frequencies[None]
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(len(angles), -1)
 
 
 def _adapt(config: Florence2Config, shapes: Mapping[str, tuple[int, ...]]) -> Florence2Config:
