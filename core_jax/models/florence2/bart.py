@@ -6,7 +6,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from core_jax.models.florence2.config import BartConfig
 from core_jax.nn.layers import Embed, LayerNorm, Linear, gelu
@@ -15,6 +15,7 @@ from core_jax.ops.attention import cache_mask, causal_mask, dot_product_attentio
 from core_jax.ops.execution import Execution
 
 _EPS = 1e-5
+_LAYERED = ("k", "v", "cross_k", "cross_v")
 # Rows 0 and 1 of the position tables are leftovers of fairseq's padding symbols.
 POSITION_OFFSET = 2
 
@@ -22,9 +23,6 @@ POSITION_OFFSET = 2
 @flax.struct.dataclass
 class BartCache:
     """What the decoder remembers. L layers, S slots, N heads of width H, M encoder positions.
-
-    To reorder or repeat the rows of a batch (beams), index axis 1 of `k`, `v`, `cross_k` and
-    `cross_v`, and axis 0 of `cross_valid`.
 
     Attributes:
       k: self-attention keys [L, B, S, N, H].
@@ -42,6 +40,16 @@ class BartCache:
     cross_v: Any
     cross_valid: Any
     end: Any
+
+    def repeat(self, times: int) -> "BartCache":
+        """Every row `times` times, for beams."""
+        layered = {n: jnp.repeat(getattr(self, n), times, axis=1) for n in _LAYERED}
+        return self.replace(**layered, cross_valid=jnp.repeat(self.cross_valid, times, axis=0))
+
+    def take_rows(self, rows: Int[Array, " B"]) -> "BartCache":
+        """Rows that share one input change places; its encoder's keys are the same and stay."""
+        k, v = (jnp.take(x, rows, axis=1) for x in (self.k, self.v))
+        return self.replace(k=k, v=v)
 
 
 class _Attention(nn.Module):
@@ -106,6 +114,8 @@ class _DecoderLayer(nn.Module):
             cross_k, cross_v = kept[2:]
         else:
             cross_k, cross_v = cross.keys_values(encoder_states)
+            if kept is not None:
+                cross_k, cross_v = (y.astype(kept[0].dtype) for y in (cross_k, cross_v))
         h = cross(x, cross_k, cross_v, cross_mask)
         x = LayerNorm(_EPS, name="encoder_attn_layer_norm")(x + h)
 
@@ -204,7 +214,7 @@ class BartDecoder(_Stack):
             kept = (*kept, cache.cross_k, cache.cross_v)
         cross_mask = padding_mask(cache.cross_valid)
         x, new = self.layers(x, kept, mask, cross_mask, encoder_states, cache.end)
-        changes = dict(zip(("k", "v", "cross_k", "cross_v"), new, strict=False))
+        changes = dict(zip(_LAYERED, new, strict=False))
         return x, cache.replace(end=cache.end + T, **changes)
 
 
