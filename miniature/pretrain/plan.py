@@ -1,0 +1,93 @@
+"""What is trained, in which order and for how long."""
+
+import dataclasses
+import pathlib
+import shutil
+import time
+
+from miniature import standins
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Numbers of training images and steps.
+
+    Attributes:
+      images: rendered scenes, shared by all parts.
+      vae, diffusion, florence2: optimizer steps.
+      language_models: steps of each size.
+    """
+
+    images: int
+    vae: int
+    diffusion: int
+    florence2: int
+    language_models: int
+
+
+SCALES = {
+    # About three hours on two cores.
+    "full": Scale(images=24_000, vae=1200, diffusion=9000, florence2=4000, language_models=2000),
+    # Seconds: shows that everything runs. The results know nothing.
+    "smoke": Scale(images=128, vae=4, diffusion=4, florence2=4, language_models=4),
+}
+PARTS = ("tokenizers", "vae", "diffusion", "florence2", *standins.LANGUAGE_MODELS)
+
+
+def run(out: pathlib.Path, workdir: pathlib.Path, *, parts: tuple[str, ...], scale: Scale) -> None:
+    """Trains the named parts; one that `out` already holds is left alone.
+
+    Raises:
+      ValueError: an unknown part.
+    """
+    unknown = [p for p in parts if p not in PARTS]
+    if unknown:
+        raise ValueError(f"unknown parts {unknown}; there are {', '.join(PARTS)}")
+    for part in parts:
+        began = time.time()
+        marker = workdir / "done" / part
+        if marker.exists():
+            print(f"{part}: already trained ({marker})", flush=True)
+            continue
+        _train(part, out, workdir, scale)
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text(f"{time.time() - began:.0f} s\n")
+        print(f"{part}: {time.time() - began:.0f} s", flush=True)
+
+
+def _write_tokenizers(out: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Every directory gets its own copy, as on the hub."""
+    from miniature.tokenizers import build_tokenizers
+
+    built = build_tokenizers(workdir / "tokenizers")
+    targets = {
+        out / standins.PIPELINE / "tokenizer": "clip",
+        out / standins.FLORENCE2: "florence2",
+        **{out / name: "qwen2" for name in standins.LANGUAGE_MODELS},
+    }
+    for target, name in targets.items():
+        shutil.copytree(built[name], target, dirs_exist_ok=True)
+
+
+def _train(part: str, out: pathlib.Path, workdir: pathlib.Path, scale: Scale) -> None:
+    pipeline = out / standins.PIPELINE
+    if part == "tokenizers":
+        _write_tokenizers(out, workdir)
+    elif part == "vae":
+        from miniature.pretrain.train_vae import train_vae
+
+        train_vae(pipeline, workdir, steps=scale.vae, num_images=scale.images)
+    elif part == "diffusion":
+        from miniature.pretrain.train_diffusion import train_diffusion
+
+        train_diffusion(pipeline, workdir, steps=scale.diffusion, num_images=scale.images)
+    elif part == "florence2":
+        from miniature.pretrain.train_florence2 import train_florence2
+
+        train_florence2(
+            out / standins.FLORENCE2, workdir, steps=scale.florence2, num_images=scale.images
+        )
+    else:
+        from miniature.pretrain.train_language_model import train_language_model
+
+        train_language_model(out / part, workdir, steps=scale.language_models)

@@ -1,0 +1,75 @@
+"""Architectures of the stand-ins: the full-size classes at the smallest useful sizes.
+
+| full size                  | stand-in                         |
+|----------------------------|----------------------------------|
+| Stable Diffusion 2.1-base  | stable-diffusion (a pipeline)    |
+| Florence-2-large           | florence2                        |
+| Qwen2.5 0.5B / 1.5B / 3B   | qwen2.5-small / -medium / -large |
+"""
+
+import pathlib
+
+from core_jax.diffusion.schedule import NoiseSchedule
+from core_jax.models.autoencoder_kl import AutoencoderKLConfig
+from core_jax.models.clip_text import CLIPTextConfig
+from core_jax.models.unet import UNet2DConditionConfig
+
+CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
+PIPELINE, FLORENCE2 = "stable-diffusion", "florence2"
+LANGUAGE_MODELS = ("qwen2.5-small", "qwen2.5-medium", "qwen2.5-large")
+
+CONTEXT_DIM = 128
+LATENT_SIZE = 8  # latents are 8x8 for 64x64 images
+LATENT_CHANNELS = 8  # 64 pixels are few: Stable Diffusion's 4 channels would blur the small shapes
+
+
+def vae_config(scaling_factor: float = 1.0) -> AutoencoderKLConfig:
+    """An 8x downsampling autoencoder."""
+    return AutoencoderKLConfig(
+        block_out_channels=(8, 24, 48, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=64,
+        scaling_factor=scaling_factor,
+    )
+
+
+def unet_config() -> UNet2DConditionConfig:
+    """Two resolutions, cross-attention at both."""
+    return UNet2DConditionConfig(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 128),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=CONTEXT_DIM,
+        attention_head_dim=(2, 4),
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+def text_encoder_config(vocab_size: int, pad_id: int, bos_id: int, eos_id: int) -> CLIPTextConfig:
+    """Three layers; 77 positions as everywhere."""
+    return CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=CONTEXT_DIM,
+        intermediate_size=4 * CONTEXT_DIM,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        hidden_act="gelu",
+        projection_dim=CONTEXT_DIM,
+        pad_token_id=pad_id,
+        bos_token_id=bos_id,
+        eos_token_id=eos_id,
+    )
+
+
+def noise_schedule() -> NoiseSchedule:
+    """Stable Diffusion's."""
+    return NoiseSchedule.stable_diffusion()

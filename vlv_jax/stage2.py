@@ -1,0 +1,106 @@
+"""Stage 2: a language model reads the caption embeddings out.
+
+arXiv 2507.07104, section 3.3 and equation 2. Released code: models/VLV_stage2.py.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from core_jax.ops.losses import token_cross_entropy
+from core_jax.partition import merge
+from vlv_jax.encoding import caption_embeddings, context_of
+from vlv_jax.networks import LANGUAGE_MODEL, PROJECTOR, Networks
+from vlv_jax.stage1 import DenoisingConfig, batch_features, batch_latents, denoising_losses
+
+# Section 5.2 of the specification; what each row of the paper's table 4b trains.
+TRAINABLE_MLP = (r"projector/.*",)
+TRAINABLE_LLM = (*TRAINABLE_MLP, r"language_model/.*")
+TRAINABLE = (*TRAINABLE_LLM, r"florence2/language_model/(encoder|decoder)/.*")
+# Without stage 1 the queries and phi must learn here, or they stay random.
+TRAINABLE_WITHOUT_STAGE1 = (*TRAINABLE, r"bridge/.*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptioningConfig:
+    """The captioning objective.
+
+    Attributes:
+      reconstruction_weight: weight of stage 1's loss beside the captioning loss. The paper has
+        0, after which captioning destroys redrawing; see docs/deviations.md.
+      supervise_eos: whether the end of a caption is learned. The released code does not.
+    """
+
+    reconstruction_weight: float = 0.0
+    supervise_eos: bool = True
+
+    def __post_init__(self):
+        if self.reconstruction_weight < 0:
+            raise ValueError("captioning.reconstruction_weight must not be negative")
+
+
+def prefix_embeddings(
+    networks: Networks, params: Mapping[str, Any], context: Float[Array, "B Q E"]
+) -> Float[Array, "B Q D"]:
+    """e = psi(c), the language model's whole prompt."""
+    return networks.projector.apply({"params": params[PROJECTOR]}, context)
+
+
+def caption_logits(
+    networks: Networks,
+    params: Mapping[str, Any],
+    prefix: Float[Array, "B Q D"],
+    tokens: Int[Array, "B T"],
+) -> Float[Array, "B T V"]:
+    """Logits that predict each caption token from the prefix and the tokens before it."""
+    lm, weights = networks.language_model, {"params": params[LANGUAGE_MODEL]}
+    embeds = lm.apply(weights, tokens[:, :-1], method="embed")
+    embeds = jnp.concatenate([prefix.astype(embeds.dtype), embeds], axis=1)
+    hidden = lm.apply(weights, embeds, method="hidden_from_embeddings")
+    # The last prefix position predicts the first token; earlier ones predict nothing.
+    return lm.apply(weights, hidden[:, prefix.shape[1] - 1 :], method="logits")
+
+
+def caption_loss(
+    logits: Float[Array, "B T V"], tokens: Int[Array, "B T"], supervised: Bool[Array, "B T"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean cross-entropy over supervised tokens, in nats, with their number as the weight."""
+    losses = token_cross_entropy(logits, tokens)
+    mask = supervised.astype(jnp.float32)
+    count = jnp.sum(mask)
+    correct = (jnp.argmax(logits, axis=-1) == tokens).astype(jnp.float32)
+    safe = jnp.maximum(count, 1.0)
+    metrics = {"weight": count, "token_accuracy": jnp.sum(correct * mask) / safe}
+    return jnp.sum(losses * mask) / safe, metrics
+
+
+def make_loss(
+    networks: Networks, config: CaptioningConfig, denoising: DenoisingConfig
+) -> Callable:
+    """The stage-2 loss `(trainable, frozen, batch, key) -> (loss, metrics)`.
+
+    The batch has `tokens` int32 [B, T] (caption, end of text, padding), `supervised` bool [B, T]
+    (False on padding), and what stage 1's batch has; `image` or the cached moments only where
+    `reconstruction_weight` is not 0.
+    """
+
+    def loss(trainable, frozen, batch, key):
+        params = merge(trainable, frozen)
+        z = caption_embeddings(networks, params, batch_features(networks, params, batch))
+        context = context_of(networks, params, z)
+        prefix = prefix_embeddings(networks, params, context)
+        logits = caption_logits(networks, params, prefix, batch["tokens"])
+        value, metrics = caption_loss(logits, batch["tokens"], batch["supervised"])
+        if config.reconstruction_weight:
+            latents, draws = batch_latents(networks, params, batch, key, denoising)
+            redraw = jnp.mean(
+                denoising_losses(networks, params, latents, context, draws, denoising)
+            )
+            metrics |= {"caption_loss": value, "denoising_loss": redraw}
+            value = value + config.reconstruction_weight * redraw
+        return value, metrics
+
+    return loss
