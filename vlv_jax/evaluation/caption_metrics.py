@@ -176,8 +176,7 @@ def _cider_d(grams, reference_grams) -> np.ndarray:
             rarity = log_documents - math.log(max(1, frequency[gram]))
             weights[len(gram) - 1][gram] = count * rarity
         norms = [math.sqrt(sum(w * w for w in part.values())) for part in weights]
-        # pycocoevalcap counts bigrams for length; the difference of two lengths is the same.
-        return weights, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
+        return weights, norms, sum(count for gram, count in counts.items() if len(gram) == 1)
 
     scores = []
     for counts, listed in zip(grams, reference_grams, strict=True):

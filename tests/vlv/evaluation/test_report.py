@@ -29,6 +29,7 @@ def _filled(rng, text="plain"):
                       settings={"beams": 4, "note": text})  # fmt: skip
     report.add_table("caption", text, ["name", text], [[text, 1.5], ["b", None]], note=text)
     line = {text: {"x": [1, 2, 4], "y": [3.0, 2.0, None], "low": [2.5, 1.5, 1], "high": [4, 3, 2]}}
+    line[text + "2"] = {"x": [1], "y": [1]}  # two series have a legend
     report.add_plot("caption", text, line, x_label=text, y_label=text, note=text, log_x=True)
     report.add_plot("caption", "bars", {text: {"x": [text, "b"], "y": [1, -2]}}, kind="bar")
     images = {text: _picture(rng), "redrawn": Image.new("RGB", (300, 200), "red")}
