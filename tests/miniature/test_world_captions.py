@@ -218,3 +218,19 @@ def test_questions_are_answered_by_the_caption():
                 assert named.size == qa.answer
             elif qa.kind == "colour":
                 assert [o.colour for o in claims.objects if o.shape == words[-1]] == [qa.answer]
+
+
+def test_relations_are_strict_about_cells():
+    """Within a column nothing is left of anything, whatever the jitter; claims of it are wrong."""
+    scene = next(
+        s
+        for s in SCENES
+        if s.objects[0].column == s.objects[1].column  # one above the other
+    )
+    names = [f"the {o.colour} {o.shape}" for o in scene.objects[:2]]
+    for first, second in (names, names[::-1]):
+        for words in ("left of", "right of"):
+            counts = score(scene, f"{first} is {words} {second}.")
+            assert (counts["relation.pred"], counts["relation.tp_pred"]) == (1, 0)
+    assert score(scene, f"{names[0]} is above {names[1]}.")["pairwise.tp_pred"] == 1
+    assert score(scene, f"{names[1]} is above {names[0]}.")["pairwise.tp_pred"] == 0
