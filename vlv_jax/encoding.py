@@ -37,7 +37,7 @@ def image_features(
 def caption_embeddings(
     networks: Networks, params: Params, features: Float[Array, "B P D"]
 ) -> Float[Array, "B Q E"]:
-    """z = phi(Dec(q, Enc([v'; t_prompt]))).
+    """Z = phi(Dec(q, Enc([v'; t_prompt]))).
 
     The decoder is causal over the queries: query i sees queries 0..i.
     """
@@ -47,9 +47,7 @@ def caption_embeddings(
     prompt_ids = jnp.asarray(networks.prompt_ids, jnp.int32)[None]
     prompt = florence2.apply(weights, prompt_ids, method="embed_tokens")
     prompt = jnp.broadcast_to(prompt, (B, *prompt.shape[1:])).astype(features.dtype)
-    states = florence2.apply(
-        weights, jnp.concatenate([features, prompt], axis=1), method="encode"
-    )
+    states = florence2.apply(weights, jnp.concatenate([features, prompt], axis=1), method="encode")
     queries = networks.bridge.apply(bridge, method="queries")[None]
     queries = jnp.broadcast_to(queries, (B, *queries.shape[1:]))
     hidden = florence2.apply(weights, queries, states, method="decode")
@@ -59,7 +57,7 @@ def caption_embeddings(
 def context_of(
     networks: Networks, params: Params, z: Float[Array, "B Q E"]
 ) -> Float[Array, "B Q E"]:
-    """c = T(z)."""
+    """C = T(z)."""
     return networks.text_encoder.apply(
         {"params": params[TEXT_ENCODER]}, z, method="from_embeddings"
     )
@@ -70,9 +68,7 @@ def context_of_text(networks: Networks, params: Params, ids: Array) -> Float[Arr
     return networks.text_encoder.apply({"params": params[TEXT_ENCODER]}, ids)
 
 
-def empty_context(
-    networks: Networks, params: Params, length: int
-) -> Float[Array, "1 T E"]:
+def empty_context(networks: Networks, params: Params, length: int) -> Float[Array, "1 T E"]:
     """The unconditional context. T is causal, so its first `length` rows do not need the rest."""
     ids = jnp.asarray(networks.empty_ids[:length], jnp.int32)[None]
     return context_of_text(networks, params, ids)

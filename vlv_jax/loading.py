@@ -40,7 +40,9 @@ def load_tokenizer(path: pathlib.Path) -> PreTrainedTokenizerBase:
     Raises:
       FileNotFoundError: the directory has no tokenizer.
     """
-    if not any((path / f).is_file() for f in ("tokenizer.json", "vocab.json", "tokenizer_config.json")):
+    if not any(
+        (path / f).is_file() for f in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+    ):
         raise FileNotFoundError(f"{path} has no tokenizer (tokenizer.json or vocab.json)")
     return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 

@@ -45,7 +45,7 @@ class CaptioningConfig:
 def prefix_embeddings(
     networks: Networks, params: Mapping[str, Any], context: Float[Array, "B Q E"]
 ) -> Float[Array, "B Q D"]:
-    """e = psi(c), the language model's whole prompt."""
+    """E = psi(c), the language model's whole prompt."""
     return networks.projector.apply({"params": params[PROJECTOR]}, context)
 
 
@@ -59,7 +59,7 @@ def caption_logits(
     lm, weights = networks.language_model, {"params": params[LANGUAGE_MODEL]}
     embeds = lm.apply(weights, tokens[:, :-1], method="embed")
     embeds = jnp.concatenate([prefix.astype(embeds.dtype), embeds], axis=1)
-    hidden = lm.apply(weights, embeds, method="hidden_from_embeddings")
+    hidden, _ = lm.apply(weights, embeds, method="from_embeddings")
     # The last prefix position predicts the first token; earlier ones predict nothing.
     return lm.apply(weights, hidden[:, prefix.shape[1] - 1 :], method="logits")
 
@@ -77,9 +77,7 @@ def caption_loss(
     return jnp.sum(losses * mask) / safe, metrics
 
 
-def make_loss(
-    networks: Networks, config: CaptioningConfig, denoising: DenoisingConfig
-) -> Callable:
+def make_loss(networks: Networks, config: CaptioningConfig, denoising: DenoisingConfig) -> Callable:
     """The stage-2 loss `(trainable, frozen, batch, key) -> (loss, metrics)`.
 
     The batch has `tokens` int32 [B, T] (caption, end of text, padding), `supervised` bool [B, T]

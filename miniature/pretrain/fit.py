@@ -60,8 +60,10 @@ def fit(
     schedule = make_schedule(config)
     optimizer = make_optimizer(config, schedule)
     step = make_train_step(loss, optimizer, schedule, ema_decay=ema_decay, seed=seed)
-    print(f"{name}: {sum(x.size for x in jax.tree.leaves(params)):,} parameters, {steps} steps",
-          flush=True)
+    print(
+        f"{name}: {sum(x.size for x in jax.tree.leaves(params)):,} parameters, {steps} steps",
+        flush=True,
+    )
     result = run_training(
         LoopConfig(total_steps=steps, log_every=100, save_every=500, keep=1),
         state=init_state(params, optimizer, ema=ema_decay is not None),

@@ -60,7 +60,7 @@ def statistics(batches: Iterable[np.ndarray]) -> Statistics:
     Raises:
         ValueError: Fewer than two samples, or features that are not finite.
     """
-    n, mean, scatter = 0, np.float64(0), np.float64(0)
+    n, mean, scatter = 0, np.zeros(()), np.zeros(())
     for batch in batches:
         batch = np.asarray(batch, np.float64)
         if batch.ndim != 2:

@@ -79,8 +79,8 @@ class _Axis:
 def tick_text(value: float) -> str:
     """Returns a short text of a round number."""
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
-        mantissa, exponent = f"{value:.3g}".split("e") if "e" in f"{value:.3g}" else (None, None)
-        return f"{value:.3g}" if mantissa is None else f"{mantissa}e{int(exponent)}"
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:.6g}"
 
 

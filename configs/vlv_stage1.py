@@ -1,0 +1,43 @@
+"""VLV stage 1: the bottleneck. `:mini` is the miniature on two CPU cores.
+
+Paper (arXiv 2507.07104, section 4.1): AdamW, betas 0.9 and 0.99, learning rate 5e-5 with a cosine,
+batch 512, 40 million images. 78,000 steps are those images once; the paper's 200,000 steps are
+not compatible with its GPU hours (docs/deviations.md).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in ("", "mini"):
+        raise ValueError(f"vlv_stage1 has the variants '' and 'mini', not {variant!r}")
+    steps = 78_000
+    config = ConfigDict({
+        "stage": 1,
+        "model": common.full_model(),
+        "data": common.data("auto", "data/laion-aesthetic"),
+        "run": common.run(steps, mesh={"data": 1, "fsdp": -1}),
+        "optimizer": {
+            "learning_rate": 5e-5, "schedule": "cosine", "warmup_steps": 500,
+            "total_steps": steps, "b1": 0.9, "b2": 0.99, "weight_decay": 0.01, "clip_norm": 1.0,
+        },
+        "denoising": {"loss": "mse", "condition_dropout": 0.0},
+        "sampling": common.sampling(),
+        "trainable": (),
+    })  # fmt: skip
+    config.denoising.min_snr_gamma = None
+    if variant == "mini":
+        _mini(config)
+    return config
+
+
+def _mini(config: ConfigDict) -> None:
+    steps = 1500
+    config.model = common.mini_model()
+    config.data = common.mini_data()
+    config.run = common.run(steps, save_every=500, sample_every=500)
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=50, total_steps=steps)
+    config.sampling = common.mini_sampling()
+    config.evaluation = common.mini_evaluation()

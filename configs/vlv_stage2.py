@@ -1,0 +1,59 @@
+"""VLV stage 2: the captioner, with Qwen2.5 0.5B, 1.5B (default) or 3B; `:mini` on two CPU cores.
+
+Paper (section 4.1): AdamW, learning rate 1e-5 with a linear decay, batch 64, 100,000 steps. The
+default is 1.5B because 3B's licence forbids commercial use.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+_SIZES = {
+    "": "hub/Qwen/Qwen2.5-1.5B",
+    "0.5b": "hub/Qwen/Qwen2.5-0.5B",
+    "1.5b": "hub/Qwen/Qwen2.5-1.5B",
+    "3b": "hub/Qwen/Qwen2.5-3B",
+}
+_MINI = {
+    "mini": "qwen2.5-large",
+    "mini-small": "qwen2.5-small",
+    "mini-medium": "qwen2.5-medium",
+    "mini-large": "qwen2.5-large",
+}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in (*_SIZES, *_MINI):
+        known = ", ".join(repr(v) for v in (*_SIZES, *_MINI))
+        raise ValueError(f"vlv_stage2 has the variants {known}, not {variant!r}")
+    steps = 100_000
+    config = ConfigDict({
+        "stage": 2,
+        "model": common.full_model(),
+        "data": common.data("parquet", "data/laion-captions", batch_size=64),
+        "run": common.run(steps, mesh={"data": 1, "fsdp": -1}, init_from="runs/vlv_stage1"),
+        "optimizer": {
+            "learning_rate": 1e-5, "schedule": "linear", "warmup_steps": 500,
+            "total_steps": steps, "b1": 0.9, "b2": 0.999, "weight_decay": 0.01, "clip_norm": 1.0,
+        },
+        "denoising": {"loss": "mse", "condition_dropout": 0.0},
+        "captioning": {"reconstruction_weight": 0.0, "supervise_eos": True},
+        "sampling": common.sampling(num_beams=4),
+        "trainable": (),
+    })  # fmt: skip
+    config.denoising.min_snr_gamma = None
+    config.model.language_model = _SIZES.get(variant, "")
+    if variant in _MINI:
+        _mini(config, _MINI[variant])
+    return config
+
+
+def _mini(config: ConfigDict, language_model: str) -> None:
+    steps = 1000
+    config.model = common.mini_model(language_model)
+    config.data = common.mini_data()
+    config.run = common.run(steps, save_every=500, sample_every=500, init_from="runs/demo/stage1")
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=50, total_steps=steps)
+    config.captioning.reconstruction_weight = 0.0
+    config.sampling = common.mini_sampling()
+    config.evaluation = common.mini_evaluation()

@@ -1,0 +1,265 @@
+"""The two classes that users hold: `Captioner` and `Autoencoder`."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from core_jax.config import to_dataclass
+from core_jax.data.images import ImageLimits, decode_image
+from vlv_jax.batches import ImageViews, views_of
+from vlv_jax.captioning import decode_texts, generate_captions, prefix_of_images
+from vlv_jax.encoding import caption_embeddings, context_of_text, image_features
+from vlv_jax.experiment import Experiment, SamplingConfig
+from vlv_jax.loading import Pieces, cast_frozen, load_networks, text_ids
+from vlv_jax.networks import Networks
+from vlv_jax.redrawing import redraw, redraw_embeddings
+from vlv_jax.workdir import (
+    EXPORT_FILE,
+    WorkdirError,
+    assemble,
+    exported_model,
+    exported_params,
+    is_export,
+    load_experiment,
+    overlay,
+)
+
+ImageLike = Image.Image | np.ndarray | str | pathlib.Path | bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+    """One caption.
+
+    Attributes:
+      text: the caption, nothing cut or cleaned.
+      finished: whether it ended by itself rather than at the length limit.
+      num_tokens: generated tokens, the end included.
+    """
+
+    text: str
+    finished: bool
+    num_tokens: int
+
+
+@dataclasses.dataclass
+class _Loaded:
+    networks: Networks
+    params: Any
+    pieces: Pieces
+    views: ImageViews
+    sampling: SamplingConfig
+    limits: ImageLimits
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | pathlib.Path, *, experiment: Experiment | None = None, **options
+    ):
+        """Loads an exported directory, or a working directory of `vlv_jax.train`.
+
+        Args:
+          path: the directory.
+          experiment: overrides the working directory's own config.
+
+        Raises:
+          WorkdirError: the directory is neither.
+        """
+        path = pathlib.Path(path)
+        if is_export(path):
+            return cls._from_export(path, **options)
+        if not path.is_dir():
+            raise WorkdirError(f"{path} is not a directory")
+        experiment = experiment or load_experiment(path)
+        networks, params, pieces = assemble(experiment, workdir=path, **options)
+        return cls(
+            networks, cast_frozen(params, experiment.model), pieces,
+            views_of(experiment.data, pieces.processor), experiment.sampling,
+            experiment.data.limits,
+        )  # fmt: skip
+
+    @classmethod
+    def _from_export(cls, path: pathlib.Path, **options):
+        content = json.loads((path / EXPORT_FILE).read_text())
+        model = exported_model(path)
+        networks, params, pieces = load_networks(model, **options)
+        trained = {n: t for n, t in exported_params(path).items() if n in params}
+        params = overlay(params, trained, where=str(path))
+        views = ImageViews(pieces.processor, **content["views"])
+        sampling = to_dataclass(SamplingConfig, content["sampling"], path="sampling")
+        return cls(networks, params, pieces, views, sampling, ImageLimits())
+
+    def _views(self, images: Sequence[ImageLike]) -> dict[str, np.ndarray]:
+        rows = [self.views(_open(image, self.limits)) for image in images]
+        return {k: np.stack([r[k] for r in rows]) for k in ("image", "florence_image")}
+
+    def _batches(self, count: int):
+        """(start, stop) of each batch; the caller pads the last to the full size."""
+        size = self.sampling.batch_size
+        return [(i, min(i + size, count)) for i in range(0, count, size)]
+
+    def _padded(self, array: np.ndarray) -> np.ndarray:
+        """One compiled program serves every batch: the last is filled with its last row."""
+        missing = self.sampling.batch_size - len(array)
+        if missing <= 0:
+            return array
+        return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+
+
+def _open(image: ImageLike, limits: ImageLimits) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise ValueError(f"arrays must be uint8 [H, W, 3], not {image.dtype} {image.shape}")
+        return Image.fromarray(image)
+    return decode_image(pathlib.Path(image) if isinstance(image, str) else image, limits)
+
+
+class Captioner(_Loaded):
+    """Writes captions: `Captioner.from_pretrained(directory).caption(images)`."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | pathlib.Path, **options) -> "Captioner":
+        """Loads a stage-2 run or its export; see `_Loaded.from_pretrained`."""
+        loaded = super().from_pretrained(path, with_decoder=False, **options)
+        if loaded.networks.language_model is None:
+            raise WorkdirError(
+                f"{path} has no language model: it is a stage-1 run, which can redraw images but "
+                "not caption them. Train stage 2 from it"
+            )
+        return loaded
+
+    def caption(
+        self, images: Sequence[ImageLike], *, seed: int | None = None, **changes: Any
+    ) -> list[Caption]:
+        """Captions images.
+
+        Args:
+          images: Pillow images, uint8 arrays [H, W, 3], paths, or encoded bytes.
+          seed: of sampling.
+          **changes: fields of `SamplingConfig` to change, such as num_beams=4.
+
+        Raises:
+          BadImage: an image cannot be used.
+        """
+        out: list[Caption] = []
+        for start, stop in self._batches(len(images)):
+            views = self._views(images[start:stop])["florence_image"]
+            rows = np.arange(start, stop)
+            out += self.caption_views(views, rows=rows, seed=seed, **changes)
+        return out
+
+    def caption_views(
+        self,
+        views: np.ndarray,
+        *,
+        rows: np.ndarray | None = None,
+        seed: int | None = None,
+        **changes: Any,
+    ) -> list[Caption]:
+        """Captions one batch of Florence-2 views, uint8 [n, H, W, 3], n <= batch_size.
+
+        Args:
+          views: from `ImageViews`.
+          rows: a number for each image, which its samples are keyed by.
+          seed: of sampling.
+          **changes: as in `caption`.
+        """
+        config = dataclasses.replace(self.sampling, **changes)
+        count = len(views)
+        rows = np.arange(count) if rows is None else rows
+        prefix = prefix_of_images(self.networks, self.params, jnp.asarray(self._padded(views)))
+        tokenizer = self.pieces.lm_tokenizer
+        key = jax.random.key(config.seed if seed is None else seed)
+        generated = generate_captions(
+            self.networks, self.params, prefix, config,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None
+            else tokenizer.eos_token_id,
+            key=key if config.temperature > 0 else None,
+            row_seeds=jnp.asarray(self._padded(rows.astype(np.int32))),
+        )  # fmt: skip
+        texts = decode_texts(tokenizer, generated)
+        finished, lengths = jax.device_get((generated.finished, generated.lengths))
+        return [
+            Caption(t, bool(f), int(n))
+            for t, f, n in zip(texts[:count], finished[:count], lengths[:count], strict=True)
+        ]
+
+
+class Autoencoder(_Loaded):
+    """Images to caption embeddings and back."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | pathlib.Path, **options) -> "Autoencoder":
+        """Loads a run of either stage, or its export; see `_Loaded.from_pretrained`."""
+        return super().from_pretrained(path, with_language_model=False, **options)
+
+    def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
+        """Caption embeddings z, float32 [n, Q, E]."""
+        out = []
+        for start, stop in self._batches(len(images)):
+            views = self._views(images[start:stop])["florence_image"]
+            z = _encode(self.networks, self.params, jnp.asarray(self._padded(views)))
+            out.append(np.asarray(z.astype(jnp.float32))[: stop - start])
+        return np.concatenate(out)
+
+    def reconstruct(
+        self,
+        embeddings: np.ndarray | Sequence[ImageLike],
+        *,
+        seed: int | None = None,
+        **changes: Any,
+    ) -> np.ndarray:
+        """Redraws images, uint8 [n, H, W, 3].
+
+        Args:
+          embeddings: from `encode` ([n, Q, E], Q <= 77, `vlv_jax.redrawing.compose` included),
+            or images, which are encoded first.
+          seed: of the initial noise; image i draws the same noise whatever else is redrawn.
+          **changes: fields of `SamplingConfig` to change, such as guidance=1.0.
+        """
+        if not (isinstance(embeddings, np.ndarray) and embeddings.ndim == 3
+                and embeddings.dtype != np.uint8):  # fmt: skip
+            embeddings = self.encode(embeddings)
+        return self._redraw(embeddings, redraw_embeddings, seed, changes)
+
+    def draw_texts(
+        self, captions: Sequence[str], *, seed: int | None = None, **changes: Any
+    ) -> np.ndarray:
+        """Draws images from captions, as the diffusion pipeline itself does: uint8 [n, H, W, 3]."""
+        length = self.networks.text_encoder.config.max_position_embeddings
+        ids = np.asarray(text_ids(self.pieces.text_tokenizer, list(captions), length), np.int32)
+        return self._redraw(ids, _redraw_ids, seed, changes)
+
+    def _redraw(self, inputs, function, seed, changes) -> np.ndarray:
+        config = dataclasses.replace(self.sampling, **changes)
+        factor = 2 ** (len(self.networks.vae.config.block_out_channels) - 1)
+        size = self.views.size // factor
+        key = jax.random.key(config.seed if seed is None else seed)
+        out = []
+        for number, (start, stop) in enumerate(self._batches(len(inputs))):
+            images = function(
+                self.networks, self.params, jnp.asarray(self._padded(inputs[start:stop])),
+                jax.random.fold_in(key, number), config, latent_size=(size, size),
+            )  # fmt: skip
+            out.append(np.asarray(images)[: stop - start])
+        return np.concatenate(out)
+
+
+def _redraw_ids(networks, params, ids, key, config, *, latent_size):
+    context = context_of_text(networks, params, ids)
+    return redraw(networks, params, context, key, config, latent_size=latent_size)
+
+
+@functools.partial(jax.jit, static_argnames=("networks",))
+def _encode(networks: Networks, params: Any, views: jax.Array) -> jax.Array:
+    return caption_embeddings(networks, params, image_features(networks, params, views))

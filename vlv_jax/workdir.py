@@ -1,0 +1,190 @@
+"""What a working directory or an exported directory stands for, as networks and parameters."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from safetensors.flax import load_file
+
+from core_jax.config import to_dataclass
+from core_jax.partition import flatten, unflatten
+from core_jax.train.checkpoint import load_params
+from core_jax.train.run_record import has_checkpoint
+from vlv_jax import networks as names
+from vlv_jax.experiment import Experiment, ModelConfig
+from vlv_jax.loading import Pieces, load_networks
+from vlv_jax.networks import Networks
+
+EXPERIMENT_FILE = "experiment.json"
+EXPORT_FILE = "vlv_config.json"
+EXPORT_WEIGHTS = "vlv.safetensors"
+
+
+class WorkdirError(ValueError):
+    """A directory is not what the command needs; the message says what it lacks."""
+
+
+def save_experiment(workdir: pathlib.Path, experiment: Experiment) -> None:
+    """Writes the resolved config, from which every later command finds the run's networks."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(dataclasses.asdict(experiment), indent=2, sort_keys=True)
+    (workdir / EXPERIMENT_FILE).write_text(content + "\n")
+
+
+def load_experiment(workdir: pathlib.Path) -> Experiment:
+    """The config that a working directory was made with.
+
+    Raises:
+      WorkdirError: it is not a working directory.
+    """
+    file = pathlib.Path(workdir) / EXPERIMENT_FILE
+    if not file.is_file():
+        raise WorkdirError(
+            f"{workdir} has no {EXPERIMENT_FILE}: it is not a working directory of vlv_jax.train"
+        )
+    return to_dataclass(Experiment, json.loads(file.read_text()), path=EXPERIMENT_FILE)
+
+
+def is_export(path: pathlib.Path) -> bool:
+    """Whether a directory was written by `vlv_jax.export`."""
+    return (pathlib.Path(path) / EXPORT_FILE).is_file()
+
+
+def exported_model(path: pathlib.Path, config: ModelConfig | None = None) -> ModelConfig:
+    """The model config of an exported directory; precision and execution are `config`'s."""
+    content = json.loads((path / EXPORT_FILE).read_text())
+    found = ModelConfig(
+        florence2=str(path / "florence2"),
+        diffusion=str(path / "stable-diffusion"),
+        language_model=str(path / "language_model") if content["has_language_model"] else "",
+        num_queries=content["num_queries"],
+        task_prompt=content["task_prompt"],
+    )
+    if config is None:
+        return dataclasses.replace(found, frozen_dtype="float32", compute_dtype="float32")
+    return dataclasses.replace(
+        found, frozen_dtype=config.frozen_dtype, compute_dtype=config.compute_dtype,
+        vae_dtype=config.vae_dtype, execution=config.execution,
+    )  # fmt: skip
+
+
+def overlay(params: Mapping[str, Any], source: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """`params` with the leaves of `source` put in, in the place and type of the old ones.
+
+    Raises:
+      WorkdirError: `source` has leaves that `params` lacks, or of another shape; all are named.
+    """
+    flat, new = flatten(params), flatten(source)
+    problems = [f"{n}: no such parameter" for n in new if n not in flat]
+    problems += [
+        f"{n}: shape {new[n].shape}, not {flat[n].shape}"
+        for n in new
+        if n in flat and new[n].shape != flat[n].shape
+    ]
+    if problems:
+        raise WorkdirError(f"{where} does not fit the config:\n  " + "\n  ".join(problems))
+    for name, leaf in new.items():
+        old = flat[name]
+        flat[name] = jax.device_put(leaf.astype(old.dtype), old.sharding)
+    return unflatten(flat)
+
+
+def assemble(
+    experiment: Experiment,
+    *,
+    workdir: pathlib.Path | None = None,
+    with_decoder: bool = True,
+    with_language_model: bool | None = None,
+    prefer_ema: bool = True,
+    mesh: Any = None,
+) -> tuple[Networks, dict[str, Any], Pieces]:
+    """Networks with the parameters that an experiment stands for.
+
+    In this order, later ones replacing earlier ones: the hub's weights, `run.init_from`, the
+    newest checkpoint of `workdir`. Frozen parameters are in no checkpoint, which is why a stage-2
+    run still needs the stage-1 run that it was started from, until it is exported.
+
+    Args:
+      experiment: the config.
+      workdir: the run whose checkpoint is wanted; None: what training starts from.
+      with_decoder: also UNet and VAE.
+      with_language_model: also psi and the LLM; by default where the config names one.
+      prefer_ema: the moving average instead of the last weights, where there is one.
+      mesh: where the hub's weights are placed.
+
+    Raises:
+      WorkdirError: a directory has no checkpoint, or one that does not fit.
+    """
+    networks, params, pieces = load_networks(
+        experiment.model,
+        with_decoder=with_decoder,
+        with_language_model=with_language_model,
+        seed=experiment.run.seed,
+        mesh=mesh,
+    )
+    if experiment.run.init_from:
+        source = trained_params(pathlib.Path(experiment.run.init_from))
+        params = _overlay_known(params, source, where=experiment.run.init_from)
+    if workdir is not None:
+        source = own_params(workdir, ema=prefer_ema and experiment.run.ema_decay is not None)
+        params = _overlay_known(params, source, where=str(workdir))
+    return networks, params, pieces
+
+
+def _overlay_known(params, source, *, where: str):
+    """Networks that this job has not loaded are skipped: a captioner needs no UNet."""
+    return overlay(params, {n: t for n, t in source.items() if n in params}, where=where)
+
+
+def own_params(workdir: pathlib.Path, *, ema: bool) -> dict[str, Any]:
+    """The trained parameters in a run's newest checkpoint.
+
+    Raises:
+      WorkdirError: there is no checkpoint.
+    """
+    if not has_checkpoint(str(workdir)):
+        raise WorkdirError(f"{workdir} has no checkpoint yet; train it first, or name another run")
+    return load_params(str(workdir), ema=ema)
+
+
+def trained_params(path: pathlib.Path) -> dict[str, Any]:
+    """Everything that is not the hub's, of a run (with the runs before it) or of an export.
+
+    Raises:
+      WorkdirError: neither of the two.
+    """
+    if is_export(path):
+        return exported_params(path)
+    experiment = load_experiment(path)
+    found: dict[str, Any] = {}
+    if experiment.run.init_from:
+        found = flatten(trained_params(pathlib.Path(experiment.run.init_from)))
+    found |= flatten(own_params(path, ema=experiment.run.ema_decay is not None))
+    return unflatten(found)
+
+
+def exported_params(path: pathlib.Path) -> dict[str, Any]:
+    """Every parameter of an exported directory that training may have changed."""
+    from core_jax.models import load_model
+
+    params = unflatten({
+        name.replace(".", "/"): leaf for name, leaf in load_file(path / EXPORT_WEIGHTS).items()
+    })  # fmt: skip
+    params[names.FLORENCE2] = load_model(path / "florence2")[1]
+    if (path / "language_model").is_dir():
+        params[names.LANGUAGE_MODEL] = load_model(path / "language_model")[1]
+    return params
+
+
+def weights_hash(directory: str | pathlib.Path) -> str:
+    """sha256 over the names and bytes of a directory's safetensors files."""
+    digest = hashlib.sha256()
+    for file in sorted(pathlib.Path(directory).rglob("*.safetensors")):
+        digest.update(file.relative_to(directory).as_posix().encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
