@@ -40,7 +40,9 @@ def sample(
 
     def body(x, i):
         output = denoise_fn(sampler.scale_input(i, x), jnp.full(x.shape[:1], timesteps[i]))
-        fresh = _noise_like(x, key, i) if sampler.is_stochastic else None
+        fresh = None
+        if sampler.is_stochastic and key is not None:
+            fresh = _noise_like(x, key, i)
         return sampler.step(i, output, x, fresh), None
 
     start = (noise * sampler.init_noise_sigma).astype(noise.dtype)

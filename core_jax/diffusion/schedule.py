@@ -197,14 +197,14 @@ class NoiseSchedule:
 
 def _linspace(start: float, end: float, num: int) -> np.ndarray:
     """torch.linspace in float32: counted from both ends, rounding included."""
-    start, end = np.float32(start), np.float32(end)
+    first, last = np.float32(start), np.float32(end)
     if num == 1:
-        return np.array([start])
-    step = np.float64((end - start) / np.float32(num - 1))
+        return np.array([first])
+    step = np.float64((last - first) / np.float32(num - 1))
     index = np.arange(num)
     # In float64 and rounded once, as a fused multiply-add does.
-    rising = (start + step * index).astype(np.float32)
-    falling = (end - step * (num - 1 - index)).astype(np.float32)
+    rising = (first + step * index).astype(np.float32)
+    falling = (last - step * (num - 1 - index)).astype(np.float32)
     return np.where(index < num // 2, rising, falling)
 
 
