@@ -1,5 +1,6 @@
 """The training step: a pure function `(state, frozen, batch) -> (state, metrics)`."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from core_jax.sharding import constrain
+from core_jax.sharding import Rules, constrain, use_rules
 from core_jax.train.state import TrainState
 
 Tree = Any
@@ -173,6 +174,7 @@ def jit_train_step(
     frozen_shardings: Tree,
     batch_shardings: Tree,
     mesh: Mesh,
+    rules: Rules | None = None,
 ) -> Any:
     """Compiles the step for a mesh; only the state is donated.
 
@@ -180,16 +182,22 @@ def jit_train_step(
         step: result of `make_train_step`.
         state_shardings: a `TrainState` of shardings.
         frozen_shardings: tree of shardings of the frozen parameters.
-        batch_shardings: one sharding for all batch arrays, or a tree of them.
+        batch_shardings: one sharding for all batch arrays, a tree of them, or None to take them
+            as they arrive (a batch with scalars, which can't be split).
         mesh: the mesh, visible to `constrain` inside the step whether or not the caller has
             set one.
+        rules: the rules of `constrain` inside the step; by default those in force around the
+            first call.
 
     Returns:
         The jitted step, with the arguments of `step`. Metrics are replicated.
     """
 
     def on_mesh(state: TrainState, frozen: Tree, batch: Tree) -> tuple[TrainState, Metrics]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(jax.sharding.use_abstract_mesh(mesh.abstract_mesh))
+            if rules is not None:
+                stack.enter_context(use_rules(rules))
             return step(state, frozen, batch)
 
     return jax.jit(

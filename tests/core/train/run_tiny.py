@@ -1,4 +1,7 @@
-"""A training command in miniature, for tests that kill it: run_tiny.py WORKDIR STEPS PAUSE."""
+"""A training command in miniature, for tests that kill it.
+
+run_tiny.py WORKDIR STEPS PAUSE [PROCESS PROCESSES PORT]
+"""
 
 import logging
 import sys
@@ -7,32 +10,49 @@ import time
 import jax
 import numpy as np
 import tiny_problem as tiny
+from jax.experimental import multihost_utils
 
+from core_jax.sharding import DEFAULT_RULES, batch_sharding, make_mesh, param_shardings
 from core_jax.train.loop import LoopConfig, run_training
+from core_jax.train.state import create_state
+from core_jax.train.step import jit_train_step
 
 
 def main(workdir, steps, pause):
     logging.disable(logging.WARNING)
-    step, state, _ = tiny.setup(ema_decay=0.9)
+    mesh = make_mesh({"fsdp": -1})
+    step, _, optimizer = tiny.setup(ema_decay=0.9)
+    shardings = param_shardings(tiny.params(), tiny.PARAM_AXES, DEFAULT_RULES, mesh)
+    state, state_shardings = create_state(
+        tiny.params(), optimizer, param_shardings=shardings, mesh=mesh, ema=True
+    )
+    rows = batch_sharding(mesh)
 
     def make_batches(start):
+        here, all_ = jax.process_index(), jax.process_count()
         for batch in tiny.batches(start):
             time.sleep(pause)
-            yield batch
+            yield {k: np.split(v, all_)[here] for k, v in batch.items()}
 
     result = run_training(
         LoopConfig(total_steps=steps, log_every=1, save_every=3),
         state=state,
-        step_fn=step,
+        step_fn=jit_train_step(step, state_shardings, None, rows, mesh),
         frozen=tiny.frozen(),
         make_batches=make_batches,
         workdir=workdir,
+        batch_sharding=rows,
     )
     if not result.preempted:
-        names = {f"x{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(result.state))}
-        np.savez(f"{workdir}/final.npz", **names)
+        state = multihost_utils.process_allgather(result.state, tiled=True)
+        if jax.process_index() == 0:
+            names = {f"x{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+            np.savez(f"{workdir}/final.npz", **names)
     print("preempted" if result.preempted else "finished", result.step, flush=True)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        index, count, port = map(int, sys.argv[4:])
+        jax.distributed.initialize(f"localhost:{port}", count, index)
     main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

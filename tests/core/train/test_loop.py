@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -304,11 +305,12 @@ def test_sigterm_in_process_saves_and_returns(tmp_path, capfd):
     tiny.assert_equal(got.state, train(tmp_path / "whole", 9).state)
 
 
-def launch(workdir, steps, pause):
+def launch(workdir, steps, pause, *cluster, devices=1):
     script = pathlib.Path(__file__).with_name("run_tiny.py")
     root = script.parents[3]
     env = os.environ | {"PYTHONPATH": f"{root}:{script.parent}", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(script), str(workdir), str(steps), str(pause)]
+    env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, *map(str, (script, workdir, steps, pause, *cluster))]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
 
@@ -316,7 +318,7 @@ def launch(workdir, steps, pause):
 def wait_for_line(workdir, step, process):
     """Waits until the run has logged a step."""
     path = workdir / "metrics.jsonl"
-    for _ in range(1200):
+    for _ in range(6000):
         if path.exists() and f'"step": {step},' in path.read_text():
             return
         assert process.poll() is None, process.communicate()
@@ -336,7 +338,7 @@ def test_killed_process_resumes_bitwise(tmp_path, number):
     killed = launch(tmp_path / "killed", 12, 0.3)
     wait_for_line(tmp_path / "killed", 5, killed)
     killed.send_signal(number)
-    out, err = killed.communicate(timeout=60)
+    out, err = killed.communicate(timeout=600)
     if number == signal.SIGTERM:
         assert killed.returncode == 0, err
         assert "preempted" in out
@@ -346,12 +348,42 @@ def test_killed_process_resumes_bitwise(tmp_path, number):
     assert not (tmp_path / "killed/final.npz").exists()
 
     again = launch(tmp_path / "killed", 12, 0)
-    out, err = again.communicate(timeout=120)
+    out, err = again.communicate(timeout=600)
     assert again.returncode == 0, err
     assert "finished 12" in out
     assert "resumed at step" in err
-    assert whole.wait(timeout=120) == 0
+    assert whole.wait(timeout=600) == 0
     tiny.assert_equal(leaves(tmp_path / "killed"), leaves(tmp_path / "whole"))
     # Every step is in the log once, in order.
     rows = [json.loads(line) for line in (tmp_path / "killed/metrics.jsonl").open()]
     assert [row["step"] for row in rows] == list(range(1, 13))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_saves_in_both(tmp_path):
+    """And the run goes on in one process, to where one process would have gone."""
+    port = free_port()
+    pair = [launch(tmp_path / "run", 200, 0.1, i, 2, port, devices=2) for i in range(2)]
+    wait_for_line(tmp_path / "run", 4, pair[0])
+    pair[1].send_signal(signal.SIGTERM)
+    outs = [process.communicate(timeout=600) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outs
+    steps = {out.split()[-1] for out, _ in outs}
+    assert len(steps) == 1
+    assert all("preempted" in out for out, _ in outs)
+    saved = int(steps.pop())
+    assert (tmp_path / "run/checkpoints" / str(saved)).exists()
+
+    alone = launch(tmp_path / "run", saved + 3, 0, devices=4)
+    whole = launch(tmp_path / "whole", saved + 3, 0, devices=1)
+    assert alone.wait(timeout=600) == 0, alone.communicate()
+    assert whole.wait(timeout=600) == 0, whole.communicate()
+    a, b = leaves(tmp_path / "run"), leaves(tmp_path / "whole")
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=2e-5, err_msg=name)

@@ -1,3 +1,5 @@
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,12 +77,13 @@ def test_sharded_equals_unsharded(shape):
     assert [m.sharding for m in moments] == [kernel.sharding] * 2
 
 
-def test_mesh_reaches_constrain_inside_the_step():
+@pytest.mark.parametrize("outer", [False, True])
+def test_mesh_and_rules_reach_constrain_inside_the_step(outer):
     seen = []
 
     def loss_fn(params, frozen, batch, key):
         seen.append(not jax.sharding.get_abstract_mesh().empty)
-        x = constrain(batch["x"], "batch", None)
+        x = constrain(batch["x"], "rows", None)
         return tiny.loss_fn(params, frozen, batch | {"x": x}, key)
 
     step, _, optimizer = tiny.setup(loss_fn)
@@ -89,8 +92,10 @@ def test_mesh_reaches_constrain_inside_the_step():
     state, all_shardings = create_state(
         tiny.params(), optimizer, param_shardings=shardings, mesh=mesh
     )
-    jitted = jit_train_step(step, all_shardings, None, batch_sharding(mesh), mesh)
-    jitted.lower(state, tiny.frozen(), tiny.batch(0))
+    rows = {"rows": "data"}
+    jitted = jit_train_step(step, all_shardings, None, batch_sharding(mesh), mesh, rows)
+    with jax.set_mesh(mesh) if outer else contextlib.nullcontext():
+        jitted.lower(state, tiny.frozen(), tiny.batch(0))
     assert seen
     assert all(seen)
 
@@ -249,6 +254,15 @@ def test_optimizer_state_covers_trainables_only():
     _, state, _ = tiny.setup()
     scalars = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
     assert scalars == 2 * sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def test_init_state_copies_so_that_donation_spares_the_parameters():
+    step, _, optimizer = tiny.setup(ema_decay=0.9)
+    params = tiny.params()
+    state = init_state(params, optimizer, ema=True)
+    jax.jit(step, donate_argnums=0)(state, tiny.frozen(), tiny.batch(0))
+    assert state.params["up"]["kernel"].is_deleted()
+    assert not any(x.is_deleted() for x in jax.tree.leaves(params))
 
 
 def test_donation_takes_the_state_and_nothing_else():
