@@ -1,5 +1,6 @@
 """Captions say all there is; the parser and the scorer find exactly that, in every style."""
 
+import itertools
 import random
 
 import pytest
@@ -204,20 +205,49 @@ def test_questions_have_short_true_answers():
     assert 0.4 < answers.count("yes") / len(answers) < 0.6
 
 
+def _answer(claims: ParsedScene, question: str, kind: str) -> str:
+    """Answers from a parsed caption alone, written without a look at how questions are made."""
+    words = question.rstrip("?").replace(",", "").split()
+    by_key = {(o.colour, o.shape): o for o in claims.objects}
+    named = [by_key.get(k) for k in itertools.pairwise(words) if k in by_key]
+    if kind == "existence":
+        return "yes" if tuple(words[-2:]) in by_key else "no"
+    if kind == "colour":
+        return next(o.colour for o in claims.objects if o.shape == words[-1])
+    if kind == "shape":
+        return next(o.shape for o in claims.objects if o.colour == words[-2])
+    if kind == "count":
+        asked = words[2]
+        number = sum(
+            asked == "objects" or o.size == asked or asked in (o.shape + "s", o.shape + "es")
+            for o in claims.objects
+        )
+        return ("zero", "one", "two", "three", "four")[number]
+    if kind == "background":
+        top, bottom = claims.background
+        if words[-1] == "plain":
+            return "yes" if top == bottom else "no"
+        return bottom if words[-1] == "bottom" else top
+    if kind in ("size", "texture"):
+        return getattr(named[0], kind)
+    if kind == "where":
+        return vocab.CELLS[named[0].cell]
+    (row, column), (other_row, other_column) = (divmod(o.cell, 3) for o in named)
+    if "left" in words or "right" in words:
+        first = column < other_column if "left" in words else column > other_column
+    else:
+        is_up = "above" in words or "higher" in words
+        first = row < other_row if is_up else row > other_row
+    if kind == "relation":
+        return "yes" if first else "no"
+    return f"{named[not first].colour} {named[not first].shape}"
+
+
 def test_questions_are_answered_by_the_caption():
-    """From the parsed claims of a true caption alone the answers follow."""
-    for scene in SCENES[:200]:
+    for scene in SCENES:
         claims = parse(describe(scene, 1))
-        cells = {(o.colour, o.shape): o for o in claims.objects}
         for qa in questions(scene, 1):
-            words = qa.question.rstrip("?").split()
-            named = cells.get(tuple(words[-2:]))
-            if qa.kind == "where":
-                assert vocab.CELLS[named.cell] == qa.answer
-            elif qa.kind == "size":
-                assert named.size == qa.answer
-            elif qa.kind == "colour":
-                assert [o.colour for o in claims.objects if o.shape == words[-1]] == [qa.answer]
+            assert _answer(claims, qa.question, qa.kind) == qa.answer, qa
 
 
 def test_relations_are_strict_about_cells():
