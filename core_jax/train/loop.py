@@ -18,7 +18,6 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from core_jax.sharding import abstract_like
 from core_jax.train.checkpoint import Checkpoints
 from core_jax.train.errors import NonFiniteError
 from core_jax.train.hardware import peak_flops
@@ -154,7 +153,9 @@ def run_training(
 
 def _restore(checkpoints: Checkpoints, state: TrainState) -> TrainState:
     """Loads the newest checkpoint in the shardings of `state`, whose own buffers are freed."""
-    abstract = abstract_like(state, jax.tree.map(lambda x: x.sharding, state))
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
     for leaf in jax.tree.leaves(state):
         if isinstance(leaf, jax.Array):
             leaf.delete()
