@@ -86,6 +86,7 @@ class Qwen2ForCausalLM(nn.Module):
     execution: Execution = Execution()
 
     def setup(self):
+        """Token table, layers, final normalisation, and a head unless it is tied."""
         c = self.config
         self.embed_tokens = Embed(c.vocab_size, c.hidden_size)
         layers = scan_layers(
