@@ -34,6 +34,7 @@ ODD = dict(SD15, layers_per_block=(1, 2), transformer_layers_per_block=(2, 1),
            resnet_time_scale_shift="scale_shift", use_linear_projection=True,
            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))  # fmt: skip
+SMALLEST = dict(SD15, mid_block_type=None, up_block_types=("UpBlock2D", "UpBlock2D"))
 NO_MID = dict(SD15, mid_block_type=None)
 BARE_MID = dict(SD15, mid_block_type="UNetMidBlock2D")
 CONFIGS = {"sd21": SD21, "sd15": SD15, "odd": ODD, "no_mid": NO_MID, "bare_mid": BARE_MID}
@@ -111,26 +112,18 @@ def test_output_and_context_gradient_equal_diffusers(twin):
     assert relative_error(other, want) > 100 * TOLERANCE
 
 
-def test_fractional_timesteps_equal_diffusers():
-    oracle = _oracle(SD15)
-    config = UNet2DConditionConfig.from_hf(SD15)
+def test_fractional_timesteps_equal_diffusers(tmp_path):
+    oracle = _oracle(SMALLEST)
+    config = UNet2DConditionConfig.from_hf(SMALLEST)
     sample, _, context = _inputs(config)
     timesteps = jnp.asarray([0.25, 517.75], jnp.float32)
     want, _ = _expected(oracle, sample, timesteps, context)
-    params = _params_of(oracle, config)
-    model = UNet2DConditionModel(config)
+    oracle.save_pretrained(tmp_path)
+    model, params = load_model(tmp_path)
     got = jax.jit(model.apply)({"params": params}, sample, timesteps, context)
     assert close(got, want, TOLERANCE)
     got = jax.jit(model.apply)({"params": params}, sample, jnp.round(timesteps), context)
     assert relative_error(got, want) > 100 * TOLERANCE
-
-
-def _params_of(oracle, config, tmp=None):
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as directory:
-        oracle.save_pretrained(directory)
-        return load_model(directory)[1]
 
 
 def test_round_trip_is_bitwise_and_diffusers_reads_it(twin, tmp_path):
@@ -153,14 +146,19 @@ def test_round_trip_is_bitwise_and_diffusers_reads_it(twin, tmp_path):
     [Execution(conv="im2col"), Execution(remat="full"), Execution(remat="dots")],
     ids=["im2col", "remat", "dots"],
 )
-def test_execution_changes_nothing_but_rounding(execution):
-    config = UNet2DConditionConfig.from_hf(SD15)
-    params = FAMILY.init_params(UNet2DConditionModel(config), jax.random.key(0))
-    inputs = _inputs(config)
-    plain = _forward_and_gradient(UNet2DConditionModel(config))
-    other = _forward_and_gradient(UNet2DConditionModel(config, execution))
-    for a, b in zip(plain(params, *inputs), other(params, *inputs), strict=True):
-        assert close(b, a, 1e-5)
+def test_execution_changes_nothing_but_rounding(execution, plain_result):
+    config, params, want = plain_result
+    run = _forward_and_gradient(UNet2DConditionModel(config, execution))
+    for a, b in zip(run(params, *_inputs(config, 4, 6)), want, strict=True):
+        assert close(a, b, 1e-5)
+
+
+@pytest.fixture(scope="module")
+def plain_result():
+    config = UNet2DConditionConfig.from_hf(SMALLEST)
+    model = UNet2DConditionModel(config)
+    params = FAMILY.init_params(model, jax.random.key(0))
+    return config, params, _forward_and_gradient(model)(params, *_inputs(config, 4, 6))
 
 
 def test_remat_wraps_each_residual_block_and_transformer():
@@ -197,6 +195,7 @@ def test_presets_are_the_released_networks(preset, parameters):
     assert entries == {n: tuple(p.shape) for n, p in oracle.state_dict().items()}
 
 
+@pytest.mark.parametrize("twin", ["sd15"], indirect=True)
 def test_bfloat16(twin):
     oracle, path = twin
     model, params = load_model(path, dtype=jnp.bfloat16)
