@@ -1,0 +1,1 @@
+"""Experiments: one file each, `:mini` beside every full-size one."""

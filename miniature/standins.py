@@ -12,6 +12,8 @@ import pathlib
 from core_jax.diffusion.schedule import NoiseSchedule
 from core_jax.models.autoencoder_kl import AutoencoderKLConfig
 from core_jax.models.clip_text import CLIPTextConfig
+from core_jax.models.florence2 import BartConfig, Florence2Config, Florence2VisionConfig
+from core_jax.models.qwen2 import Qwen2Config
 from core_jax.models.unet import UNet2DConditionConfig
 
 CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
@@ -68,6 +70,77 @@ def text_encoder_config(vocab_size: int, pad_id: int, bos_id: int, eos_id: int) 
         bos_token_id=bos_id,
         eos_token_id=eos_id,
     )
+
+
+def florence2_config(vocab_size: int, image_token_id: int) -> Florence2Config:
+    """64-pixel pictures give an 8x8 grid, so 65 image tokens."""
+    return Florence2Config(
+        vision_config=Florence2VisionConfig(
+            depths=(1, 1, 1, 1),
+            patch_size=(5, 3, 3, 3),
+            patch_stride=(2, 2, 2, 1),
+            patch_padding=(2, 1, 1, 1),
+            embed_dim=(24, 48, 96, 128),
+            num_heads=(1, 2, 3, 4),
+            num_groups=(1, 2, 3, 4),
+            window_size=8,
+            projection_dim=128,
+            max_position_embeddings=16,
+            max_temporal_embeddings=4,
+        ),
+        text_config=BartConfig(
+            vocab_size=vocab_size,
+            d_model=128,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=384,
+            decoder_ffn_dim=384,
+            max_position_embeddings=160,
+        ),
+        image_token_id=image_token_id,
+    )
+
+
+_LANGUAGE_MODEL_SIZES = {  # (width, layers, heads, key-value heads)
+    "qwen2.5-small": (64, 2, 2, 1),
+    "qwen2.5-medium": (128, 3, 4, 2),
+    "qwen2.5-large": (192, 4, 6, 2),
+}
+
+
+def language_model_config(name: str, vocab_size: int, eos_id: int, pad_id: int) -> Qwen2Config:
+    """One of the three sizes; tied heads, as Qwen2.5 has up to 3B."""
+    width, layers, heads, kv_heads = _LANGUAGE_MODEL_SIZES[name]
+    return Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        rope_theta=1e6,
+        tie_word_embeddings=True,
+        max_position_embeddings=1024,
+        bos_token_id=eos_id,
+        eos_token_id=eos_id,
+        pad_token_id=pad_id,
+    )
+
+
+FLORENCE2_PREPROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_center_crop": False,
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "resample": 3,
+    "size": {"height": 64, "width": 64},
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
 
 
 def noise_schedule() -> NoiseSchedule:

@@ -1,0 +1,57 @@
+"""The training job on a tiny hub: what moves, what resumes, what the losses see."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from core_jax.config import to_dataclass
+from core_jax.partition import flatten, split
+from vlv_jax.experiment import Experiment
+from vlv_jax.inference import Autoencoder, Captioner
+from vlv_jax.training import build_job, train, trainable_patterns, training_batches
+
+
+def experiment(tiny_hub, **options) -> Experiment:
+    return to_dataclass(Experiment, tiny_hub.experiment(**options))
+
+
+def test_stage1_trains_exactly_the_paper_s_leaves(tiny_hub):
+    job = build_job(experiment(tiny_hub))
+    trained = set(flatten(job.state.params))
+    assert all(
+        n.startswith(("florence2/language_model/encoder/", "florence2/language_model/decoder/",
+                      "bridge/")) for n in trained
+    )  # fmt: skip
+    for part in ("encoder", "decoder"):
+        for leaf in ("embed_positions/embedding", "layernorm_embedding/scale"):
+            assert f"florence2/language_model/{part}/{leaf}" in trained
+    frozen = set(flatten(job.frozen))
+    assert "florence2/language_model/shared/embedding" in frozen
+    assert {n.split("/")[0] for n in frozen} == {"florence2", "text_encoder", "unet", "vae"}
+
+
+@pytest.mark.slow
+def test_both_stages_train_and_are_used(tiny_hub, tmp_path):
+    first = experiment(tiny_hub, steps=3)
+    before = flatten(build_job(first).state.params)
+    result = train(first, tmp_path / "one")
+    after = flatten(result.state.params)
+    moved = [n for n in after if not np.array_equal(before[n], after[n])]
+    # Key biases get no gradient (softmax is shift-invariant): everything else moves.
+    assert len(moved) > 0.9 * len(after)
+    second = experiment(tiny_hub, stage=2, steps=2, init_from=str(tmp_path / "one"))
+    train(second, tmp_path / "two")
+    captions = Captioner.from_pretrained(tmp_path / "two").caption(
+        [f"{tiny_hub.images}/{json.loads(line)['file_name']}"
+         for line in open(f"{tiny_hub.images}/captions.jsonl")]
+    )  # fmt: skip
+    assert len(captions) == 6
+    auto = Autoencoder.from_pretrained(tmp_path / "two")
+    z = auto.encode([np.zeros((40, 50, 3), np.uint8)])
+    assert z.shape == (1, 12, 16)
+    assert auto.reconstruct(z).shape == (1, 32, 32, 3)
+    # The bridge of stage 1 is what stage 2 encodes with.
+    trained_bridge = after["bridge/query_embed"]
+    np.testing.assert_array_equal(auto.params["bridge"]["query_embed"], trained_bridge)
