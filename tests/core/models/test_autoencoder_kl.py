@@ -121,6 +121,30 @@ def test_the_log_variance_is_clipped_as_diffusers_clips_it(twin):
     assert (logvar[..., 1] == -30).all()
 
 
+@pytest.mark.parametrize("twin", ["bare"], indirect=True)
+def test_small_activations_show_the_epsilon(twin, tmp_path, monkeypatch):
+    import diffusers
+    import torch
+
+    import core_jax.models.autoencoder_kl.model as module
+
+    oracle = diffusers.AutoencoderKL.from_pretrained(twin[1]).eval()
+    with torch.no_grad():
+        for parameter in oracle.encoder.conv_in.parameters():
+            parameter.mul_(1e-3)
+    oracle.save_pretrained(tmp_path)
+    model, params = load_model(tmp_path)
+    want, _ = _posterior(oracle, _images())
+
+    def run():
+        encode = jax.jit(lambda p: model.apply({"params": p}, _images(), method="encode"))
+        return encode(params)[0]
+
+    assert close(run(), want, TOLERANCE)
+    monkeypatch.setattr(module, "_EPS", 1e-5)
+    assert relative_error(run(), want) > 100 * TOLERANCE
+
+
 def test_round_trip_is_bitwise_and_diffusers_reads_it(twin, tmp_path):
     import diffusers
 

@@ -15,7 +15,7 @@ from core_jax.ops.execution import Execution
 from core_jax.partition import count_parameters, flatten
 from tests.oracle import close, randomize, relative_error
 
-TOLERANCE = 2e-5
+TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 FILE = "diffusion_pytorch_model.safetensors"
 SD21 = dict(block_out_channels=(8, 16, 16), norm_num_groups=4, layers_per_block=2,
@@ -124,6 +124,33 @@ def test_fractional_timesteps_equal_diffusers(tmp_path):
     assert close(got, want, TOLERANCE)
     got = jax.jit(model.apply)({"params": params}, sample, jnp.round(timesteps), context)
     assert relative_error(got, want) > 100 * TOLERANCE
+
+
+def test_small_activations_show_every_epsilon(tmp_path, monkeypatch):
+    """With activations of unit variance an epsilon of 1e-5 for one of 1e-6 would pass."""
+    import torch
+
+    import core_jax.models.unet.model as module
+
+    oracle = _oracle(SMALLEST)
+    with torch.no_grad():
+        first = oracle.down_blocks[0]
+        for part in (oracle.conv_in, first.resnets[0].conv2, first.attentions[0].proj_in):
+            for parameter in part.parameters():
+                parameter.mul_(1e-3)
+    oracle.save_pretrained(tmp_path)
+    model, params = load_model(tmp_path)
+    inputs = _inputs(model.config, 4, 6)
+    want, _ = _expected(oracle, *inputs)
+
+    def run():
+        return jax.jit(lambda p: model.apply({"params": p}, *inputs))(params)
+
+    assert close(run(), want, 5e-6)
+    for name, wrong in (("_TRANSFORMER_GROUP_NORM_EPS", 1e-5), ("_LAYER_NORM_EPS", 1e-6)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, wrong)
+            assert relative_error(run(), want) > 100 * 5e-6
 
 
 def test_round_trip_is_bitwise_and_diffusers_reads_it(twin, tmp_path):
