@@ -101,3 +101,75 @@ class CausalDecoder:
         last = T - 1 - jnp.argmax(valid[:, ::-1], axis=1)
         picked = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
         return self._apply(params, "logits", picked)[:, 0]
+
+
+@flax.struct.dataclass
+class EncoderPrefix:
+    """What an encoder-decoder network reads.
+
+    Attributes:
+      states: [B, M, D], what the model's `encode` returned.
+      valid: bool [B, M], False at padding; None where there is none.
+    """
+
+    states: jax.Array
+    valid: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoder:
+    """An encoder-decoder network (Florence-2) that answers an `EncoderPrefix`.
+
+    The first token is `decoder_start_token_id` and is not part of what is generated.
+    transformers' `forced_eos_token_id` (an end token in the last place, whatever the model says)
+    is not applied: a row that ran out of room says so.
+
+    Attributes:
+      model: Linen module with `embed_tokens`, `decode`, `init_cache`, `logits` and
+        `config.text_config` as `Florence2` has them.
+      forced_bos_token_id: the first generated token; what the configuration says if None.
+        transformers 5 writes it to generation_config.json, not to config.json.
+    """
+
+    model: nn.Module
+    forced_bos_token_id: int | None = None
+
+    def _apply(self, params: Any, method: str, *args: Any) -> Any:
+        return self.model.apply({"params": params}, *args, method=method)
+
+    def prefill(
+        self, params: Any, prefix: EncoderPrefix, *, max_new_tokens: int
+    ) -> tuple[Float[Array, "B V"], Any]:
+        """Runs the start token; the cache keeps the encoder's keys and values."""
+        c = self.model.config.text_config
+        B, M, _ = prefix.states.shape
+        start = jnp.full((B, 1), c.decoder_start_token_id, jnp.int32)
+        embeds = self._apply(params, "embed_tokens", start)
+        # The last new token is never read, so its slot serves the start token.
+        cache = self.model.init_cache(B, max_new_tokens, M, embeds.dtype)
+        hidden, cache = self._apply(
+            params, "decode", embeds, prefix.states, prefix.valid, cache
+        )
+        logits = self._apply(params, "logits", hidden)[:, 0]
+        first = self.forced_bos_token_id
+        first = c.forced_bos_token_id if first is None else first
+        if first is not None:
+            forced = jnp.arange(logits.shape[-1]) == first
+            logits = jnp.broadcast_to(jnp.where(forced, 0.0, -jnp.inf)[None], logits.shape)
+        return logits, cache
+
+    def step(
+        self, params: Any, state: Any, tokens: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B V"], Any]:
+        """One token a row."""
+        embeds = self._apply(params, "embed_tokens", tokens[:, None])
+        hidden, cache = self._apply(params, "decode", embeds, None, None, state)
+        return self._apply(params, "logits", hidden)[:, 0], cache
+
+    def repeat(self, state: Any, times: int) -> Any:
+        """Every row `times` times."""
+        return state.repeat(times)
+
+    def reorder(self, state: Any, rows: Int[Array, " B"]) -> Any:
+        """Rows of one input change places."""
+        return state.take_rows(rows)

@@ -158,8 +158,14 @@ class Qwen2ForCausalLM(nn.Module):
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Output head, in the type of the parameters."""
-        head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        return constrain(head.attend(hidden), "batch", "seq", "act_vocab")
+        return constrain(self._head().attend(hidden), "batch", "seq", "act_vocab")
+
+    def head_table(self) -> Float[Array, "V D"]:
+        """The output head's table, for `chunked_token_cross_entropy`."""
+        return self._head().embedding
+
+    def _head(self) -> Embed:
+        return self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
     def new_cache(self, batch: int, slots: int) -> KVCache:
         """An empty cache of the parameters' type."""
