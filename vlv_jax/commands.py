@@ -17,19 +17,25 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-def run_command(job: Callable[[Experiment, pathlib.Path], None], *, workdir: bool = True) -> None:
+def run_command(job: Callable[..., None], *, workdir: bool = True, config: bool = True) -> None:
     """Parses flags and runs `job(experiment, workdir)`.
 
-    A user's mistake ends with one line and status 2 instead of a traceback.
+    A user's mistake ends with one line and status 1 instead of a traceback.
+
+    Args:
+      job: what to do; a flag that is not required and not given comes as None.
+      workdir, config: whether that flag is required.
     """
-    flags.mark_flags_as_required(["config", "workdir"] if workdir else ["config"])
+    required = {"config": config, "workdir": workdir}
+    flags.mark_flags_as_required([name for name, needed in required.items() if needed])
 
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         logging.set_verbosity(logging.WARNING)  # Orbax tells every detail at INFO
         try:
-            experiment = to_dataclass(Experiment, _CONFIG.value.to_dict())
+            values = _CONFIG.value.to_dict() if _CONFIG.value is not None else None
+            experiment = to_dataclass(Experiment, values) if values is not None else None
         except ConfigError as error:
             raise SystemExit(f"error: {error}") from error
         path = pathlib.Path(_WORKDIR.value).expanduser().absolute() if _WORKDIR.value else None
