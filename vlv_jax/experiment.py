@@ -147,6 +147,7 @@ class EvaluationConfig:
       num_captions: images captioned and scored.
       num_redrawn: images redrawn.
       num_denoising: images of the denoising comparison; 0 leaves it out.
+      timesteps_per_image: of the denoising comparison, one in each equal part of the schedule.
       scorer: 'package.module:function' that scores captions against ground truth; may be empty.
       reference_key: the entry of an example's extras that the scorer gets.
       bootstrap_samples: of every interval.
@@ -157,6 +158,7 @@ class EvaluationConfig:
     num_captions: int = 500
     num_redrawn: int = 48
     num_denoising: int = 0
+    timesteps_per_image: int = 4
     scorer: str = ""
     reference_key: str = ""
     bootstrap_samples: int = 1000

@@ -105,8 +105,8 @@ class _Loaded:
         size = self.sampling.batch_size
         return [(i, min(i + size, count)) for i in range(0, count, size)]
 
-    def _padded(self, array: np.ndarray) -> np.ndarray:
-        """One compiled program serves every batch: the last is filled with its last row."""
+    def pad_batch(self, array: np.ndarray) -> np.ndarray:
+        """Fills a batch with its last row, so that one compiled program serves every batch."""
         missing = self.sampling.batch_size - len(array)
         if missing <= 0:
             return array
@@ -176,7 +176,7 @@ class Captioner(_Loaded):
         config = dataclasses.replace(self.sampling, **changes)
         count = len(views)
         rows = np.arange(count) if rows is None else rows
-        prefix = prefix_of_images(self.networks, self.params, jnp.asarray(self._padded(views)))
+        prefix = prefix_of_images(self.networks, self.params, jnp.asarray(self.pad_batch(views)))
         tokenizer = self.pieces.lm_tokenizer
         key = jax.random.key(config.seed if seed is None else seed)
         generated = generate_captions(
@@ -185,7 +185,7 @@ class Captioner(_Loaded):
             pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None
             else tokenizer.eos_token_id,
             key=key if config.temperature > 0 else None,
-            row_seeds=jnp.asarray(self._padded(rows.astype(np.int32))),
+            row_seeds=jnp.asarray(self.pad_batch(rows.astype(np.int32))),
         )  # fmt: skip
         texts = decode_texts(tokenizer, generated)
         finished, lengths = jax.device_get((generated.finished, generated.lengths))
@@ -207,10 +207,13 @@ class Autoencoder(_Loaded):
         """Caption embeddings z, float32 [n, Q, E]."""
         out = []
         for start, stop in self._batches(len(images)):
-            views = self._views(images[start:stop])["florence_image"]
-            z = _encode(self.networks, self.params, jnp.asarray(self._padded(views)))
-            out.append(np.asarray(z.astype(jnp.float32))[: stop - start])
+            out.append(self.encode_views(self._views(images[start:stop])["florence_image"]))
         return np.concatenate(out)
+
+    def encode_views(self, views: np.ndarray) -> np.ndarray:
+        """`encode` of one batch of Florence-2 views, uint8 [n, H, W, 3], n <= batch_size."""
+        z = _encode(self.networks, self.params, jnp.asarray(self.pad_batch(views)))
+        return np.asarray(z.astype(jnp.float32))[: len(views)]
 
     def reconstruct(
         self,
@@ -248,11 +251,26 @@ class Autoencoder(_Loaded):
         out = []
         for number, (start, stop) in enumerate(self._batches(len(inputs))):
             images = function(
-                self.networks, self.params, jnp.asarray(self._padded(inputs[start:stop])),
+                self.networks, self.params, jnp.asarray(self.pad_batch(inputs[start:stop])),
                 jax.random.fold_in(key, number), config, latent_size=(size, size),
             )  # fmt: skip
             out.append(np.asarray(images)[: stop - start])
         return np.concatenate(out)
+
+
+def load_pair(
+    path: str | pathlib.Path, *, experiment: Experiment | None = None
+) -> tuple[Autoencoder, Captioner | None]:
+    """Both classes on one copy of the parameters; no captioner where there is no language model.
+
+    Args:
+      path: a working directory or an exported one.
+      experiment: see `_Loaded.from_pretrained`.
+    """
+    loaded = _Loaded.from_pretrained(path, experiment=experiment)
+    fields = {f.name: getattr(loaded, f.name) for f in dataclasses.fields(loaded)}
+    has_captions = loaded.networks.language_model is not None
+    return Autoencoder(**fields), Captioner(**fields) if has_captions else None
 
 
 def _redraw_ids(networks, params, ids, key, config, *, latent_size):

@@ -13,7 +13,7 @@ from safetensors.flax import load_file
 from core_jax.config import to_dataclass
 from core_jax.partition import flatten, unflatten
 from core_jax.train.checkpoint import load_params
-from core_jax.train.run_record import has_checkpoint
+from core_jax.train.run_record import CHECKPOINT_DIR, has_checkpoint
 from vlv_jax import networks as names
 from vlv_jax.experiment import Experiment, ModelConfig
 from vlv_jax.loading import Pieces, load_networks
@@ -47,6 +47,33 @@ def load_experiment(workdir: pathlib.Path) -> Experiment:
             f"{workdir} has no {EXPERIMENT_FILE}: it is not a working directory of vlv_jax.train"
         )
     return to_dataclass(Experiment, json.loads(file.read_text()), path=EXPERIMENT_FILE)
+
+
+def experiment_to_use(workdir: pathlib.Path, given: Experiment) -> Experiment:
+    """The config for using a run: what it is comes from the run, how it is used from `given`.
+
+    So a run with other queries or another crop than the config file's needs no repeated flags.
+    `given` decides sampling, evaluation, execution and precision, and where the hub's networks
+    are if they are no longer where the run found them.
+
+    Raises:
+      WorkdirError: it is not a working directory.
+    """
+    own = load_experiment(workdir)
+    moved = {
+        name: getattr(given.model, name)
+        for name in ("florence2", "diffusion", "language_model")
+        if getattr(own.model, name)
+        and getattr(given.model, name)
+        and not pathlib.Path(getattr(own.model, name)).is_dir()
+    }
+    model = dataclasses.replace(
+        own.model, frozen_dtype=given.model.frozen_dtype, compute_dtype=given.model.compute_dtype,
+        vae_dtype=given.model.vae_dtype, execution=given.model.execution, **moved,
+    )  # fmt: skip
+    return dataclasses.replace(
+        own, model=model, sampling=given.sampling, evaluation=given.evaluation
+    )
 
 
 def is_export(path: pathlib.Path) -> bool:
@@ -149,6 +176,14 @@ def own_params(workdir: pathlib.Path, *, ema: bool) -> dict[str, Any]:
     if not has_checkpoint(str(workdir)):
         raise WorkdirError(f"{workdir} has no checkpoint yet; train it first, or name another run")
     return load_params(str(workdir), ema=ema)
+
+
+def newest_step(path: pathlib.Path) -> int | None:
+    """Step of the newest checkpoint of a run; None for an export."""
+    folder = pathlib.Path(path) / CHECKPOINT_DIR
+    if not folder.is_dir():
+        return None
+    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=None)
 
 
 def trained_params(path: pathlib.Path) -> dict[str, Any]:
