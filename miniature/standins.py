@@ -21,36 +21,39 @@ PIPELINE, FLORENCE2 = "stable-diffusion", "florence2"
 LANGUAGE_MODELS = ("qwen2.5-small", "qwen2.5-medium", "qwen2.5-large")
 
 CONTEXT_DIM = 128
-LATENT_SIZE = 8  # latents are 8x8 for 64x64 images
-LATENT_CHANNELS = 8  # 64 pixels are few: Stable Diffusion's 4 channels would blur the small shapes
+LATENT_SIZE = 16  # latents are 16x16 for 64x64 images: 8x8 would blur the small shapes
+LATENT_CHANNELS = 4
 
 
 def vae_config(scaling_factor: float = 1.0) -> AutoencoderKLConfig:
-    """An 8x downsampling autoencoder."""
+    """A 4x downsampling autoencoder.
+
+    Few groups: a group of one channel would forget the channel's mean, that is, the colour.
+    """
     return AutoencoderKLConfig(
-        block_out_channels=(8, 24, 48, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
+        norm_num_groups=2,
         sample_size=64,
         scaling_factor=scaling_factor,
     )
 
 
 def unet_config() -> UNet2DConditionConfig:
-    """Two resolutions, cross-attention at both."""
+    """Three resolutions, cross-attention at the lower two."""
     return UNet2DConditionConfig(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 128),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(32, 64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=CONTEXT_DIM,
-        attention_head_dim=(2, 4),
+        attention_head_dim=(1, 2, 4),
         norm_num_groups=16,
         use_linear_projection=True,
     )

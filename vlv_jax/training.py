@@ -136,6 +136,7 @@ def build_job(experiment: Experiment) -> Job:
         compute_dtype=experiment.model.compute_dtype,
         ema_decay=experiment.run.ema_decay,
         seed=experiment.run.seed,
+        keyed_by_example=True,
     )  # fmt: skip
     sharding = batch_sharding(mesh)
     step_fn = jit_train_step(step, shardings, frozen_shardings, sharding, mesh)

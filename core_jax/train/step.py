@@ -29,6 +29,7 @@ def make_train_step(
     compute_dtype: Any = None,
     ema_decay: float | None = None,
     seed: int = 0,
+    keyed_by_example: bool = False,
 ) -> StepFn:
     """Builds the step.
 
@@ -57,6 +58,9 @@ def make_train_step(
         compute_dtype: dtype of the parameters that `loss_fn` gets; None leaves float32.
         ema_decay: decay of the moving average; it must be None iff `state.ema` is.
         seed: seed of the random keys.
+        keyed_by_example: `loss_fn` folds a number of each example into its key, so that what an
+            example draws does not depend on the rest of its batch. All micro-batches then get
+            the step's key, and accumulation draws what the full batch does.
 
     Returns:
         The step. Its metrics are `loss_fn`'s and loss, lr, grad_norm (before clipping),
@@ -77,10 +81,16 @@ def make_train_step(
         if (ema_decay is None) != (state.ema is None):
             raise ValueError("ema_decay and init_state(ema=...) must both be set or both not")
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def key_of(micro: Any) -> jax.Array:
+            return jax.random.clone(key) if keyed_by_example else jax.random.fold_in(key, micro)
+
         if grad_accum == 1:
-            grads, metrics = micro_step(state.params, frozen, batch, jax.random.fold_in(key, 0))
+            grads, metrics = micro_step(state.params, frozen, batch, key_of(0))
         else:
-            grads, metrics = _accumulate(micro_step, state.params, frozen, batch, key, grad_accum)
+            grads, metrics = _accumulate(
+                micro_step, state.params, frozen, batch, key_of, grad_accum
+            )
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         update_norm = optax.tree.norm(updates)
@@ -142,14 +152,14 @@ def _accumulate(
     params: Tree,
     frozen: Tree,
     batch: Tree,
-    key: jax.Array,
+    key_of: Callable[[Any], jax.Array],
     n: int,
 ) -> tuple[Tree, Metrics]:
     """Weighted means of the gradients and metrics of `n` micro-batches, one after another."""
 
     def body(carry: tuple[Tree, Metrics], xs: tuple[jax.Array, Tree]) -> tuple[Any, None]:
         index, micro = xs
-        grads, metrics = micro_step(params, frozen, micro, jax.random.fold_in(key, index))
+        grads, metrics = micro_step(params, frozen, micro, key_of(index))
         weight = metrics.get("weight", jnp.float32(1.0))
         metrics = {k: weight if k == "weight" else weight * v for k, v in metrics.items()}
         add = jax.tree.map(jnp.add, carry[1:], (jax.tree.map(lambda g: weight * g, grads), metrics))
@@ -157,7 +167,7 @@ def _accumulate(
 
     micros = _split_batch(batch, n)
     first = jax.tree.map(lambda x: x[0], micros)
-    shapes = jax.eval_shape(micro_step, params, frozen, first, key)
+    shapes = jax.eval_shape(micro_step, params, frozen, first, jax.random.key(0))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (total, grads, sums), _ = jax.lax.scan(
         body, (jnp.float32(0.0), *zeros), (jnp.arange(n), micros)

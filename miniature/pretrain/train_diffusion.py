@@ -57,7 +57,7 @@ def train_diffusion(
         for step, rows in index_batches(num_images, BATCH, seed=1, start_step=start):
             wording = np.random.default_rng((2, step)).integers(0, WORDINGS, len(rows))
             yield {
-                "ids": ids[wording, rows].astype(np.int32),
+                "token_ids": ids[wording, rows].astype(np.int32),
                 "latent_mean": mean[rows],
                 "latent_logvar": logvar[rows],
             }

@@ -14,6 +14,8 @@ from miniature.pretrain.scenes import images
 from miniature.pretrain.text_to_image import make_vae_loss
 
 BATCH = 32
+CROP = 32  # pixels; most steps see crops, which cost a quarter, the last ones whole pictures
+WHOLE_FRACTION = 0.15
 
 
 def train_vae(out: pathlib.Path, workdir: pathlib.Path, *, steps: int, num_images: int) -> None:
@@ -22,12 +24,17 @@ def train_vae(out: pathlib.Path, workdir: pathlib.Path, *, steps: int, num_image
     model = AutoencoderKL(config=standins.vae_config())
 
     def batches(start: int) -> Iterator[dict]:
-        for _, rows in index_batches(num_images, BATCH, seed=0, start_step=start):
-            yield {"image": pixels[np.sort(rows)]}
+        for step, rows in index_batches(num_images, BATCH, seed=0, start_step=start):
+            whole = pixels[np.sort(rows)]
+            if step >= steps * (1 - WHOLE_FRACTION):
+                yield {"image": whole}
+                continue
+            top, left = np.random.default_rng((7, step)).integers(0, whole.shape[1] - CROP + 1, 2)
+            yield {"image": whole[:, top : top + CROP, left : left + CROP]}
 
     params = fit(
         "vae", params=FAMILY.init_params(model, jax.random.key(0)), loss=make_vae_loss(model),
-        make_batches=batches, steps=steps, learning_rate=2e-3, workdir=workdir, ema_decay=0.995,
+        make_batches=batches, steps=steps, learning_rate=3e-3, workdir=workdir, ema_decay=0.995,
         weight_decay=0.0,
     )  # fmt: skip
     mean, _ = encode_all(model, params, pixels[:512])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import pytest
@@ -29,7 +30,7 @@ class TinyHub:
 
     Attributes:
       florence2, diffusion, language_model: hub directories.
-      images: a folder of six pictures of the miniature world with captions.jsonl.
+      images: a folder of ten pictures of the miniature world with captions.jsonl.
     """
 
     florence2: str
@@ -55,10 +56,10 @@ class TinyHub:
             "model": self.model(stage=stage),
             "data": {
                 "source": {"kind": "folder", "path": self.images},
-                "batch_size": 2, "image_size": 32, "max_tokens": 24, "num_threads": 1,
+                "batch_size": 8, "image_size": 32, "max_tokens": 24, "num_threads": 1,
             },
             "run": {
-                "steps": steps, "seed": 1, "mesh": {"data": 2}, "log_every": 1,
+                "steps": steps, "seed": 1, "mesh": {"data": -1}, "log_every": 1,
                 "save_every": 1000, "sample_every": 0, **run,
             },
             "optimizer": {"learning_rate": 1e-3, "total_steps": 100},
@@ -95,8 +96,6 @@ def tiny_hub(tmp_path_factory) -> TinyHub:
         path.mkdir()
     for name, target in (("clip", pipeline / "tokenizer"), ("florence2", florence2),
                          ("qwen2", lm)):  # fmt: skip
-        import shutil
-
         shutil.copytree(built[name], target, dirs_exist_ok=True)
     clip, bart, qwen = (AutoTokenizer.from_pretrained(built[n]) for n in
                         ("clip", "florence2", "qwen2"))  # fmt: skip
@@ -109,13 +108,13 @@ def tiny_hub(tmp_path_factory) -> TinyHub:
     )  # fmt: skip
     _save(CLIP_FAMILY, CLIPTextModel, text, pipeline / "text_encoder", 0)
     unet = dataclasses.replace(
-        standins.unet_config(), sample_size=4, in_channels=4, out_channels=4,
-        block_out_channels=(8, 16), attention_head_dim=(1, 2), cross_attention_dim=WIDTH,
+        standins.unet_config(), sample_size=8, in_channels=4, out_channels=4,
+        block_out_channels=(8, 8, 16), attention_head_dim=(1, 1, 2), cross_attention_dim=WIDTH,
         norm_num_groups=4,
     )  # fmt: skip
     _save(UNET_FAMILY, UNet2DConditionModel, unet, pipeline / "unet", 1)
     vae = dataclasses.replace(
-        standins.vae_config(0.5), block_out_channels=(4, 4, 8, 8), latent_channels=4,
+        standins.vae_config(0.5), block_out_channels=(4, 4, 8), latent_channels=4,
         norm_num_groups=2, sample_size=32,
     )  # fmt: skip
     _save(VAE_FAMILY, AutoencoderKL, vae, pipeline / "vae", 2)
@@ -147,5 +146,5 @@ def tiny_hub(tmp_path_factory) -> TinyHub:
         hidden_size=20, intermediate_size=32, num_hidden_layers=1,
     )  # fmt: skip
     _save(QWEN2_FAMILY, Qwen2ForCausalLM, lm_config, lm, 4)
-    write_folder(root / "images", split="train", start=0, count=6)
+    write_folder(root / "images", split="train", start=0, count=10)
     return TinyHub(str(florence2), str(pipeline), str(lm), str(root / "images"))

@@ -1,0 +1,163 @@
+"""The caption command on a tiny hub: errors, resuming, sampling, texts beside images."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from core_jax.config import ConfigError, to_dataclass
+from core_jax.data.sources import SourceError
+from vlv_jax import caption
+from vlv_jax.batches import views_of
+from vlv_jax.caption import CaptionJob, caption_inputs, load_captioner
+from vlv_jax.experiment import Experiment
+from vlv_jax.inference import Captioner
+from vlv_jax.loading import load_networks
+from vlv_jax.workdir import WorkdirError
+
+
+@pytest.fixture(scope="module")
+def captioner(tiny_hub):
+    experiment = to_dataclass(Experiment, tiny_hub.experiment(stage=2))
+    networks, params, pieces = load_networks(experiment.model, with_decoder=False)
+    return Captioner(
+        networks, params, pieces, views_of(experiment.data, pieces.processor),
+        dataclasses.replace(experiment.sampling, temperature=1.0), experiment.data.limits,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def images(tiny_hub, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    found = sorted(p for p in __import__("pathlib").Path(tiny_hub.images).rglob("*")
+                   if p.suffix in (".png", ".jpg"))  # fmt: skip
+    for number, file in enumerate(found[:6]):
+        shutil.copy(file, folder / f"{number}{file.suffix}")
+    (folder / "2b.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    return folder
+
+
+def run(captioner, images, out, **changes):
+    job = CaptionJob(inputs=[str(images)], output=out, num_threads=2, **changes)
+    path = caption_inputs(captioner, job)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_image_gets_a_record_in_order(captioner, images, tmp_path, capsys):
+    records = run(captioner, images, tmp_path / "out" / "c.jsonl")
+    assert [r["id"] for r in records] == sorted(str(p) for p in images.iterdir())
+    bad = [r for r in records if "error" in r]
+    assert [(r["id"], r["error"]) for r in bad] == [(f"{images}/2b.jpg", "not_an_image")]
+    good = [r for r in records if "caption" in r]
+    assert all(
+        set(r) == {"id", "file_name", "caption", "finished", "num_tokens"} for r in good
+    )  # fmt: skip
+    assert all(1 <= r["num_tokens"] <= 8 for r in good)
+    assert len({r["caption"] for r in good}) > 1
+    printed = capsys.readouterr().out
+    assert "images/s" in printed
+    assert "1 images could not be used" in printed
+
+
+def test_sampled_captions_depend_on_neither_batch_nor_kill(captioner, images, tmp_path):
+    whole = run(captioner, images, tmp_path / "a.jsonl")
+    lines = (tmp_path / "a.jsonl").read_text().splitlines(keepends=True)
+    # Killed after the second image, in the middle of a line; now 2.* opens a batch.
+    (tmp_path / "b.jsonl").write_text("".join(lines[:2]) + lines[2][:9])
+    assert run(captioner, images, tmp_path / "b.jsonl") == whole
+    alone = run(captioner, images / "4.jpg" if (images / "4.jpg").exists() else images / "4.png",
+                tmp_path / "c.jsonl")  # fmt: skip
+    assert alone[0] in whole
+    # The twin: another seed gives other captions.
+    captioner = dataclasses.replace(
+        captioner, sampling=dataclasses.replace(captioner.sampling, seed=5)
+    )
+    assert run(captioner, images, tmp_path / "d.jsonl") != whole
+
+
+def test_what_the_output_has_is_skipped_or_replaced(captioner, images, tmp_path, monkeypatch):
+    out = tmp_path / "c.jsonl"
+    old = {"id": sorted(str(p) for p in images.iterdir())[0], "caption": "kept"}
+    out.write_text(json.dumps(old) + "\n")
+    records = run(captioner, images, out)
+    assert records[0] == old
+    assert len(records) == 7
+    calls = []
+    monkeypatch.setattr(
+        Captioner, "caption_views", lambda self, views, **_: calls.append(len(views))
+    )
+    assert run(captioner, images, out) == records
+    assert not calls  # nothing left to do
+    monkeypatch.undo()
+    # A replacement that dies leaves the old output; the same command goes on with its part.
+    real, count = caption._records, iter(range(9))
+
+    def dying(*args):
+        if next(count):
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(caption, "_records", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(captioner, images, out, overwrite="replace")
+    assert json.loads(out.read_text().splitlines()[0]) == old
+    sizes = []
+    monkeypatch.setattr(caption, "_records", lambda c, b: sizes.append(len(b)) or real(c, b))
+    replaced = run(captioner, images, out, overwrite="replace")
+    assert sum(sizes) == 2  # the first block was 4 usable images and a broken one
+    assert replaced[0] != old
+    assert [r["id"] for r in replaced] == [r["id"] for r in records]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_texts_beside_images(captioner, images, tmp_path):
+    names = sorted(p.stem for p in images.iterdir() if p.stem != "2b")
+    (images / f"{names[0]}.txt").write_text("mine\n")
+    records = run(captioner, images, tmp_path / "c.jsonl")
+    assert len(list(images.glob("*.txt"))) == 1
+    run(captioner, images, tmp_path / "c.jsonl", sidecar=True)  # completes from the output
+    captions = {r["file_name"].rsplit("/", 1)[1].split(".")[0]: r.get("caption") for r in records}
+    for name in names[1:]:
+        assert (images / f"{name}.txt").read_text() == captions[name] + "\n"
+    assert (images / f"{names[0]}.txt").read_text() == "mine\n"
+    assert not (images / "2b.txt").exists()
+    run(captioner, images, tmp_path / "c.jsonl", sidecar=True, overwrite="replace")
+    assert (images / f"{names[0]}.txt").read_text() == captions[names[0]] + "\n"
+    manifest = images / f"{names[0]}.txt"
+    manifest.write_text(next(p.name for p in images.iterdir() if p.suffix != ".txt"))
+    if (images / manifest.read_text()).stem == names[0]:
+        with pytest.raises(SourceError, match="over --input"):
+            run(captioner, manifest, tmp_path / "x.jsonl", sidecar=True)
+
+
+def test_processes_share_the_images(captioner, images, tmp_path):
+    whole = run(captioner, images, tmp_path / "a.jsonl")
+    parts = [
+        run(captioner, images, tmp_path / "b.jsonl", process_index=i, process_count=2)
+        for i in (0, 1)
+    ]
+    assert parts == [whole[0::2], whole[1::2]]
+
+
+def test_one_directory_is_named(tmp_path):
+    for workdir, source in ((None, None), (tmp_path, str(tmp_path))):
+        with pytest.raises(WorkdirError, match="--workdir RUN, or --from"):
+            load_captioner(None, workdir, source)
+    with pytest.raises(WorkdirError, match=r"experiment\.json"):
+        load_captioner(None, tmp_path, None)
+
+
+@pytest.mark.slow
+def test_a_run_is_loaded_and_settings_are_changed(tiny_hub, tmp_path):
+    from vlv_jax.training import train
+
+    experiment = to_dataclass(Experiment, tiny_hub.experiment(stage=2, steps=1))
+    train(experiment, tmp_path / "run")
+    loaded = load_captioner(None, tmp_path / "run", None, num_beams=2, batch_size=2)
+    assert (loaded.sampling.num_beams, loaded.sampling.max_new_tokens) == (2, 8)
+    records = run(loaded, tiny_hub.images, tmp_path / "c.jsonl")
+    assert len(records) == 10
+    with pytest.raises(ConfigError, match="exclude each other"):
+        load_captioner(experiment, tmp_path / "run", None, num_beams=2, temperature=0.5)

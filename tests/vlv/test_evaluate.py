@@ -1,0 +1,184 @@
+"""`vlv_jax.evaluate` on tiny random networks: what is written, and that conditions differ."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from core_jax.config import to_dataclass
+from vlv_jax.batches import views_of
+from vlv_jax.evaluation.bootstrap import bootstrap_difference
+from vlv_jax.evaluation.captions import CaptionRecord, score_notes
+from vlv_jax.evaluation.denoising import compare_conditions, encode_examples, stratum_draws
+from vlv_jax.evaluation.heldout import Subject, heldout_batches, true_captions
+from vlv_jax.evaluation.reconstruction import feature_distances, pixel_mse
+from vlv_jax.evaluation.run import Request, evaluate, load_subject
+from vlv_jax.experiment import Experiment
+from vlv_jax.inference import Autoencoder, Captioner
+from vlv_jax.loading import load_networks
+from vlv_jax.workdir import WorkdirError, experiment_to_use, save_experiment
+
+EVALUATION = {
+    "num_captions": 6, "num_redrawn": 3, "num_denoising": 6, "timesteps_per_image": 2,
+    "scorer": "miniature.world.scoring:scorer", "reference_key": "scene",
+    "bootstrap_samples": 50,
+}  # fmt: skip
+
+
+def make_experiment(tiny_hub, **evaluation) -> Experiment:
+    source = {"kind": "folder", "path": tiny_hub.images,
+              "manifest": f"{tiny_hub.images}/captions.jsonl"}  # fmt: skip
+    content = tiny_hub.experiment(stage=2)
+    content["evaluation"] = EVALUATION | {"source": source} | evaluation
+    return to_dataclass(Experiment, content)
+
+
+@pytest.fixture(scope="module")
+def subject(tiny_hub) -> Subject:
+    """Untrained: nothing here depends on what was learned."""
+    experiment = make_experiment(tiny_hub)
+    networks, params, pieces = load_networks(experiment.model)
+    fields = (
+        networks, params, pieces, views_of(experiment.data, pieces.processor),
+        experiment.sampling, experiment.data.limits,
+    )  # fmt: skip
+    return Subject(Autoencoder(*fields), Captioner(*fields), experiment)
+
+
+@pytest.fixture(scope="module")
+def written(subject, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    lines: list[str] = []
+    evaluate(subject, out, Request(), provenance={"versions": "x"}, say=lines.append)
+    return out, json.loads((out / "report.json").read_text()), lines
+
+
+def test_the_report_has_every_number_with_its_circumstances(written):
+    _, report, _ = written
+    vlv = report["vlv"]
+    for name in ("bleu_1", "bleu_4", "rouge_l", "cider_d", "object_f1", "relation_f1",
+                 "finished", "tokens"):  # fmt: skip
+        entry = vlv["caption"][name]
+        assert entry["n"] == 6
+        assert entry["settings"]["sampling.num_beams"] == 1
+        low, high = entry["interval"]
+        assert low <= entry["value"] <= high
+    for distance in ("pixel_mse", "davit_cosine", "davit_l2"):
+        values = vlv["reconstruction"][distance]
+        assert set(values) == {"vlv", "caption", "none", "wrong_image"}
+        assert all(v["n"] == 3 and v["seed"] == 0 for v in values.values())
+    losses = vlv["stage2"]["denoising_loss"]
+    assert all(losses[c]["value"] > 0 for c in ("vlv", "caption", "none", "wrong_image"))
+    difference = vlv["stage2"]["denoising_loss_difference"]["caption_minus_none"]
+    expected = losses["caption"]["value"] - losses["none"]["value"]
+    assert difference["value"] == pytest.approx(expected, abs=1e-9)
+    low, high = difference["interval"]
+    assert difference["settings"]["excludes_zero"] == (low > 0 or high < 0)
+
+
+def test_the_page_shows_the_pictures_and_what_was_left_out_is_said(written):
+    out, _, lines = written
+    page = (out / "report.html").read_text()
+    assert page.count("<img") == 3 * 5  # original and four conditions
+    assert "wrong_image" in page
+    records = [json.loads(x) for x in (out / "captions.jsonl").read_text().splitlines()]
+    assert len(records) == 6
+    assert {"id", "text", "finished", "num_tokens", "references"} <= set(records[0])
+    assert any("--answerer" in line for line in lines)
+
+
+def test_same_noise_for_every_condition_and_batch_size(subject):
+    encoded = encode_examples(subject, 6)
+    losses = compare_conditions(subject, encoded)
+    # 'none' does not depend on z at all, so two models compared get the same number.
+    other = compare_conditions(subject, encoded | {"z": encoded["z"] + 1.0})
+    np.testing.assert_array_equal(losses["none"], other["none"])
+    assert np.abs(losses["vlv"] - other["vlv"]).max() > 1e-6
+    same = compare_conditions(subject, encoded | {"z": np.repeat(encoded["z"][:1], 6, axis=0)})
+    np.testing.assert_allclose(same["vlv"], same["wrong_image"], rtol=1e-6)
+    auto = subject.autoencoder
+    sampling = dataclasses.replace(auto.sampling, batch_size=3)
+    small = dataclasses.replace(subject, autoencoder=dataclasses.replace(auto, sampling=sampling))
+    np.testing.assert_allclose(compare_conditions(small, encoded)["vlv"], losses["vlv"], rtol=1e-5)
+
+
+def test_timesteps_fill_their_strata(subject):
+    import jax
+    import jax.numpy as jnp
+
+    networks = subject.autoencoder.networks
+    moments = jnp.zeros((64, 2, 2, 1))
+    steps = networks.schedule.num_train_timesteps
+    for stratum in range(4):
+        _, draws = stratum_draws(
+            networks, jax.random.key(0), jnp.arange(64), moments, moments, jnp.int32(stratum), 4
+        )
+        t = np.asarray(draws.timesteps)
+        assert t.min() >= stratum * steps // 4
+        assert t.max() < (stratum + 1) * steps // 4
+        assert len(np.unique(t)) > 16
+    assert np.std(np.asarray(draws.noise), axis=0).min() > 0.5  # every image its own noise
+
+
+def test_heldout_batches_keep_order_and_shape(subject):
+    batches = list(heldout_batches(subject, 5))
+    assert [len(b["ids"]) for b in batches] == [4, 4]
+    assert [int(b["mask"].sum()) for b in batches] == [4, 1]
+    ids = [i for b in batches for i, m in zip(b["ids"], b["mask"], strict=True) if m]
+    assert ids == sorted(ids)
+    assert batches[0]["caption"][0]
+    assert "scene" in batches[0]["extras"][0]
+
+
+def test_a_stage1_run_is_measured_without_captions(subject, tmp_path):
+    alone = dataclasses.replace(
+        subject, captioner=None, experiment=dataclasses.replace(subject.experiment, stage=1)
+    )
+    lines: list[str] = []
+    request = Request(parts=("captions", "denoising"), section="vlv.small")
+    evaluate(alone, tmp_path, request, provenance={}, say=lines.append)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "caption" not in report["vlv"]["small"]
+    assert report["vlv"]["small"]["stage1"]["denoising_loss"]["vlv"]["n"] == 6
+    assert any("stage-1" in line for line in lines)
+
+
+def test_distances():
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    other = images.copy()
+    other[1] = 255
+    np.testing.assert_allclose(pixel_mse(other, images), [0.0, 1.0])
+    a = np.zeros((2, 3, 4), np.float32)
+    a[..., 0] = 1.0
+    b = a.copy()
+    b[1] = np.roll(a[1], 1, axis=-1)
+    found = feature_distances(b, a)
+    np.testing.assert_allclose(found["davit_cosine"], [0.0, 1.0], atol=1e-6)
+    np.testing.assert_allclose(found["davit_l2"], [0.0, np.sqrt(0.5)], atol=1e-6)
+
+
+def test_notes_and_references():
+    row = {"object.tp_pred": 1, "object.pred": 3, "object.tp_ref": 1, "object.ref": 2}
+    assert score_notes([row]) == ["object: 2 of 3 wrong, 1 missed"]
+    assert true_captions("a", {"captions": ["a", "b", ""]}) == ("a", "b")
+    assert true_captions("", {}) == ()
+    assert CaptionRecord.__dataclass_fields__.keys() == {"id", "caption", "references", "extras"}
+    paired = bootstrap_difference([1.0, 2.0], [1.0, 2.0])
+    assert not paired.excludes_zero
+
+
+def test_a_run_keeps_what_it_is_and_takes_how_it_is_used(tiny_hub, tmp_path):
+    given = make_experiment(tiny_hub)
+    own = dataclasses.replace(
+        given, model=dataclasses.replace(given.model, num_queries=5, florence2="gone"),
+        evaluation=None, sampling=dataclasses.replace(given.sampling, num_steps=9),
+    )  # fmt: skip
+    save_experiment(tmp_path, own)
+    used = experiment_to_use(tmp_path, given)
+    assert used.model.num_queries == 5
+    assert used.model.florence2 == given.model.florence2  # moved
+    assert used.sampling == given.sampling
+    assert used.evaluation == given.evaluation
+    with pytest.raises(WorkdirError, match="evaluation"):
+        load_subject(tmp_path, own)
