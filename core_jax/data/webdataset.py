@@ -63,11 +63,19 @@ class WebdatasetSource:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> Example:
+    def key(self, index: int) -> str:
+        """The sample's name inside its tar; nothing is read."""
+        shard, row = self._locate(index)
+        return self._keys[shard][row].decode("utf-8")
+
+    def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - int(self._ends[shard]) + len(self._keys[shard])
+        return shard, index - int(self._ends[shard]) + len(self._keys[shard])
+
+    def __getitem__(self, index: int) -> Example:
+        shard, row = self._locate(index)
         key = self._keys[shard][row].decode("utf-8")
         spans = self._spans[shard][row]  # [3 parts, (offset, size)], offset -1 where absent
         image, text, meta = self._read(self._files[shard], spans)
