@@ -6,6 +6,7 @@ used (`Rename`), the tensors that may be there without being parameters (`ignore
 repeat another (`aliases`).
 """
 
+import collections
 import dataclasses
 import enum
 import re
@@ -117,6 +118,9 @@ def derive_entries(
     Args:
       shapes: our parameter path -> shape.
       rules: the family's rules.
+
+    Raises:
+      ValueError: two parameters would be stored under one name; the rules are wrong.
     """
     entries = []
     for path, shape in shapes.items():
@@ -133,6 +137,9 @@ def derive_entries(
             entries.append(
                 Entry(rules.rename(name), path, layer, layout, layout.stored_shape(shape[1:]))
             )
+    counts = collections.Counter(e.name for e in entries)
+    if clashes := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"several parameters would be stored as {', '.join(clashes)}")
     return entries
 
 

@@ -38,7 +38,8 @@ class TensorReader:
         """Opens the headers.
 
         Args:
-          directory: has one or many .safetensors files, with or without an index.
+          directory: has one or many .safetensors files, with or without an index; or one such
+            file.
 
         Raises:
           CheckpointFormatError: no safetensors, only pickles, a damaged file, a file that the
@@ -83,20 +84,15 @@ class TensorReader:
 
 
 def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    if directory.is_file() and directory.suffix == ".safetensors":
+        return [directory]
+    if directory.is_file() and directory.suffix in PICKLE_SUFFIXES:
+        raise CheckpointFormatError(_pickle_remedy(f"{directory} is a pickle file"))
     if not directory.is_dir():
         raise CheckpointFormatError(f"{directory} is not a directory")
-    indexes = sorted(directory.glob("*.safetensors.index.json"))
-    if indexes:
-        index = _preferred(indexes)
-        listed = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [directory / name for name in listed]
-        for file in files:
-            if file.parent != directory or not file.is_file():
-                raise CheckpointFormatError(
-                    f"{index.name} names {file.name}, which is not in {directory}; "
-                    "the download is incomplete"
-                )
-        return files
+    index = _index(directory)
+    if index is not None:
+        return [_listed_file(directory, index, name) for name in _listed(index)]
     files = sorted(directory.glob("*.safetensors"))
     if len(files) > 1:
         # Hub directories often hold the same weights several times (fp16 variants, adapters).
@@ -106,20 +102,53 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
         return files
     pickles = sorted(f.name for f in directory.iterdir() if f.suffix in PICKLE_SUFFIXES)
     if pickles:
-        raise CheckpointFormatError(
-            f"{directory} holds only {', '.join(pickles)}. Pickle files can run code when they are "
-            "read, so they are refused. Use the repository's safetensors revision, or convert "
-            "once in a sandbox as docs/converting-pickles.md shows"
-        )
+        raise CheckpointFormatError(_pickle_remedy(f"{directory} holds only {', '.join(pickles)}"))
     raise CheckpointFormatError(f"{directory} holds no .safetensors file")
+
+
+def _pickle_remedy(found: str) -> str:
+    return (
+        f"{found}. Pickle files can run code when they are read, so they are refused. Use the "
+        "repository's safetensors revision, or convert once in a sandbox as "
+        "docs/converting-pickles.md shows"
+    )
 
 
 CANONICAL_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 
-def _preferred(indexes: list[pathlib.Path]) -> pathlib.Path:
-    canonical = [i for i in indexes if i.name.removesuffix(".index.json") in CANONICAL_FILES]
-    return (canonical or indexes)[0]
+def _index(directory: pathlib.Path) -> pathlib.Path | None:
+    """The index to follow; an unsharded canonical file beats the index of a variant."""
+    indexes = sorted(directory.glob("*.safetensors.index.json"))
+    for index in indexes:
+        if index.name.removesuffix(".index.json") in CANONICAL_FILES:
+            return index
+    if any((directory / name).is_file() for name in CANONICAL_FILES):
+        return None
+    return indexes[0] if indexes else None
+
+
+def _listed(index: pathlib.Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointFormatError(
+            f"{index} is damaged: it must be JSON with a weight_map of tensor names to file names; "
+            "download it again"
+        ) from error
+
+
+def _listed_file(directory: pathlib.Path, index: pathlib.Path, name: str) -> pathlib.Path:
+    if name != pathlib.PurePath(name).name:
+        raise CheckpointFormatError(
+            f"{index} names {name!r}, which is outside {directory}; an index may only name files "
+            "beside itself, so this one is refused"
+        )
+    if not (directory / name).is_file():
+        raise CheckpointFormatError(
+            f"{index.name} names {name}, which is not in {directory}; the download is incomplete"
+        )
+    return directory / name
 
 
 def write_tensors(

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from core_jax.convert.rules import (
+    Assignment,
     WeightRules,
     WeightsError,
     assign,
@@ -38,6 +39,8 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "core_jax.models.florence2": ("Florence2ForConditionalGeneration", "florence2"),
     "core_jax.models.qwen2": ("Qwen2ForCausalLM", "qwen2"),
 }
+
+STORED_TYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
 class UnknownModelError(ValueError):
@@ -76,13 +79,21 @@ def load_config(path: str | os.PathLike) -> tuple[Family, Any]:
     Raises:
       FileNotFoundError: there is no config.json.
       UnknownModelError: no family reads it.
+      ValueError: it is not JSON, or asks for something that the family lacks.
     """
     file = pathlib.Path(path) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; is {path} a hub model directory?")
-    raw = json.loads(file.read_text())
+    raw = _read_json(file)
     family = find_family(raw, where=str(file))
     return family, family.config.from_hf(raw)
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); download it again") from error
 
 
 def load_model(
@@ -122,6 +133,7 @@ def load_model(
     weight_rules = family.rules(config)
     entries = derive_entries({p: x.shape for p, x in flat.items()}, weight_rules)
     assignments, aliases = assign(reader.shapes, entries, weight_rules)
+    _check_types(reader, assignments)
     _check_aliases(reader, aliases)
     _check_zeros(reader, weight_rules)
     shardings = None
@@ -136,9 +148,15 @@ def load_model(
 
 
 def _components(path: pathlib.Path) -> list[pathlib.Path]:
-    index = json.loads((path / "model_index.json").read_text())
+    index = _read_json(path / "model_index.json")
     known = {i for identifiers in FAMILIES.values() for i in identifiers}
-    names = [k for k, v in index.items() if isinstance(v, list) and v[-1] in known]
+    classes = {k: v[-1] for k, v in index.items() if isinstance(v, list) and v}
+    names = [k for k, v in classes.items() if v in known]
+    if not names:
+        raise UnknownModelError(
+            f"{path / 'model_index.json'} names {classes or 'nothing'}; supported are "
+            f"{', '.join(sorted(known))}"
+        )
     missing = [n for n in names if not (path / n / "config.json").is_file()]
     if missing:
         raise FileNotFoundError(f"{path} is incomplete: {', '.join(missing)} missing")
@@ -149,6 +167,17 @@ def _shardings(family: Family, abstract, mesh, rules):
     if rules is None or not family.param_axes:
         return fsdp_by_size(abstract, mesh)
     return param_shardings(abstract, family.param_axes, rules, mesh)
+
+
+def _check_types(reader: TensorReader, assignments: list[Assignment]) -> None:
+    """Integers in place of weights are a quantised checkpoint; their scales would be ignored."""
+    wrong = [
+        f"{a.stored_name}: {reader.dtypes[a.stored_name]}"
+        for a in assignments
+        if reader.dtypes[a.stored_name] not in (*STORED_TYPES, np.float64)
+    ]
+    if wrong:
+        raise WeightsError(format_problems({"not floating-point (quantised?)": wrong}))
 
 
 def _check_aliases(reader: TensorReader, aliases: list[tuple[str, str]]) -> None:
@@ -189,8 +218,9 @@ def _read_leaves(reader, assignments, flat, dtype) -> Iterator[tuple[str, np.nda
 
 
 def _float_type(stored: list[np.dtype]) -> np.dtype:
-    """The stored type, or float32 where the layers of a stack were stored in several."""
-    return stored[0] if len(set(stored)) == 1 else np.dtype(np.float32)
+    """The stored type; float32 for float64 and where a stack's layers have several types."""
+    same = len(set(stored)) == 1 and stored[0] in STORED_TYPES  # float64 is not among them
+    return stored[0] if same else np.dtype(np.float32)
 
 
 def _place(array: np.ndarray, sharding) -> jax.Array:
@@ -211,7 +241,8 @@ def save_model(
 
     Args:
       path: created if needed; configuration and weights in it are replaced.
-      model: Linen module of a family (or a dictionary of them for a pipeline's sub-folders).
+      model: Linen module of a family (or a dictionary of them for a pipeline's sub-folders, whose
+        model_index.json is written unless there is one).
       params: its parameters.
       dtype: type to store; each leaf's own if None.
       max_shard_bytes: see `write_tensors`.
@@ -224,6 +255,9 @@ def save_model(
         for name, part in model.items():
             save_model(path / name, part, params[name], dtype=dtype,
                        max_shard_bytes=max_shard_bytes)
+        if not (path / "model_index.json").is_file():
+            index = {n: _library_and_class(part) for n, part in model.items()}
+            _write_json(path / "model_index.json", {"_class_name": "DiffusionPipeline", **index})
         return
     family = family_of(model)
     flat, wanted = flatten(params), flatten(family.abstract_params(model))
@@ -250,7 +284,19 @@ def save_model(
         file_name=family.file_name,
         **({} if max_shard_bytes is None else {"max_shard_bytes": max_shard_bytes}),
     )
-    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _write_json(path / "config.json", config)
+
+
+def _write_json(file: pathlib.Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _library_and_class(model: nn.Module) -> list[str]:
+    """As model_index.json names a component."""
+    config = model.config.to_hf()
+    if "_class_name" in config:
+        return ["diffusers", config["_class_name"]]
+    return ["transformers", config["architectures"][0]]
 
 
 def _dtype_name(flat: Mapping[str, Any], dtype: Any) -> str:
@@ -269,6 +315,6 @@ def _stored(entries, rules, flat, dtype) -> Iterator[tuple[str, np.ndarray]]:
         array = host[1] if e.layer is None else host[1][e.layer]
         if dtype is not None:
             array = array.astype(dtype)
-        if array.dtype not in (np.float32, np.float16, np.dtype(ml_dtypes.bfloat16)):
+        if array.dtype not in STORED_TYPES:
             array = array.astype(np.float32)
         yield e.name, np.ascontiguousarray(e.layout.to_stored(array))
