@@ -79,9 +79,11 @@ class _Loaded:
             raise WorkdirError(f"{path} is not a directory")
         experiment = experiment or load_experiment(path)
         networks, params, pieces = assemble(experiment, workdir=path, **options)
+        views = views_of(experiment.data, pieces.processor)
+        if views.crop == "random":  # of training; what is used is the whole picture's centre
+            views = dataclasses.replace(views, crop="center")
         return cls(
-            networks, cast_frozen(params, experiment.model), pieces,
-            views_of(experiment.data, pieces.processor), experiment.sampling,
+            networks, cast_frozen(params, experiment.model), pieces, views, experiment.sampling,
             experiment.data.limits,
         )  # fmt: skip
 
@@ -91,7 +93,7 @@ class _Loaded:
         model = exported_model(path)
         networks, params, pieces = load_networks(model, **options)
         trained = {n: t for n, t in exported_params(path).items() if n in params}
-        params = overlay(params, trained, where=str(path))
+        params = cast_frozen(overlay(params, trained, where=str(path)), model)
         views = ImageViews(pieces.processor, **content["views"])
         sampling = to_dataclass(SamplingConfig, content["sampling"], path="sampling")
         return cls(networks, params, pieces, views, sampling, ImageLimits())
@@ -220,6 +222,7 @@ class Autoencoder(_Loaded):
         embeddings: np.ndarray | Sequence[ImageLike],
         *,
         seed: int | None = None,
+        start: int = 0,
         **changes: Any,
     ) -> np.ndarray:
         """Redraws images, uint8 [n, H, W, 3].
@@ -228,12 +231,13 @@ class Autoencoder(_Loaded):
           embeddings: from `encode` ([n, Q, E], Q <= 77, `vlv_jax.redrawing.compose` included),
             or images, which are encoded first.
           seed: of the initial noise; image i draws the same noise whatever else is redrawn.
+          start: the first row's number, for a long job in parts of whole batches.
           **changes: fields of `SamplingConfig` to change, such as guidance=1.0.
         """
         if not (isinstance(embeddings, np.ndarray) and embeddings.ndim == 3
                 and embeddings.dtype != np.uint8):  # fmt: skip
             embeddings = self.encode(embeddings)
-        return self._redraw(embeddings, redraw_embeddings, seed, changes)
+        return self._redraw(embeddings, redraw_embeddings, seed, changes, start)
 
     def draw_texts(
         self, captions: Sequence[str], *, seed: int | None = None, **changes: Any
@@ -243,13 +247,14 @@ class Autoencoder(_Loaded):
         ids = np.asarray(text_ids(self.pieces.text_tokenizer, list(captions), length), np.int32)
         return self._redraw(ids, _redraw_ids, seed, changes)
 
-    def _redraw(self, inputs, function, seed, changes) -> np.ndarray:
+    def _redraw(self, inputs, function, seed, changes, first=0) -> np.ndarray:
         config = dataclasses.replace(self.sampling, **changes)
-        factor = 2 ** (len(self.networks.vae.config.block_out_channels) - 1)
+        factor = self.networks.vae.config.downsampling
         size = self.views.size // factor
         key = jax.random.key(config.seed if seed is None else seed)
         out = []
-        for number, (start, stop) in enumerate(self._batches(len(inputs))):
+        for start, stop in self._batches(len(inputs)):
+            number = (first + start) // self.sampling.batch_size
             images = function(
                 self.networks, self.params, jnp.asarray(self.pad_batch(inputs[start:stop])),
                 jax.random.fold_in(key, number), config, latent_size=(size, size),

@@ -90,9 +90,12 @@ def exported_model(path: pathlib.Path, config: ModelConfig | None = None) -> Mod
         language_model=str(path / "language_model") if content["has_language_model"] else "",
         num_queries=content["num_queries"],
         task_prompt=content["task_prompt"],
+        frozen_dtype=content["frozen_dtype"],
+        compute_dtype=content["frozen_dtype"],
+        vae_dtype=content["vae_dtype"],
     )
     if config is None:
-        return dataclasses.replace(found, frozen_dtype="float32", compute_dtype="float32")
+        return found
     return dataclasses.replace(
         found, frozen_dtype=config.frozen_dtype, compute_dtype=config.compute_dtype,
         vae_dtype=config.vae_dtype, execution=config.execution,

@@ -8,14 +8,16 @@ import pytest
 
 from core_jax.config import to_dataclass
 from vlv_jax.batches import views_of
+from vlv_jax.evaluation.answering import LanguageModelAnswerer, questions_of
 from vlv_jax.evaluation.bootstrap import bootstrap_difference
 from vlv_jax.evaluation.captions import CaptionRecord, score_notes
 from vlv_jax.evaluation.denoising import compare_conditions, encode_examples, stratum_draws
 from vlv_jax.evaluation.heldout import Subject, heldout_batches, true_captions
 from vlv_jax.evaluation.reconstruction import feature_distances, pixel_mse
 from vlv_jax.evaluation.run import Request, evaluate, load_subject
+from vlv_jax.evaluation.vqa import PromptFormat
 from vlv_jax.experiment import Experiment
-from vlv_jax.inference import Autoencoder, Captioner
+from vlv_jax.inference import Autoencoder, Caption, Captioner
 from vlv_jax.loading import load_networks
 from vlv_jax.workdir import WorkdirError, experiment_to_use, save_experiment
 
@@ -82,7 +84,7 @@ def test_the_page_shows_the_pictures_and_what_was_left_out_is_said(written):
     page = (out / "report.html").read_text()
     assert page.count("<img") == 3 * 5  # original and four conditions
     assert "wrong_image" in page
-    records = [json.loads(x) for x in (out / "captions.jsonl").read_text().splitlines()]
+    records = [json.loads(x) for x in (out / "evaluated_captions.jsonl").read_text().splitlines()]
     assert len(records) == 6
     assert {"id", "text", "finished", "num_tokens", "references"} <= set(records[0])
     assert any("--answerer" in line for line in lines)
@@ -182,3 +184,44 @@ def test_a_run_keeps_what_it_is_and_takes_how_it_is_used(tiny_hub, tmp_path):
     assert used.evaluation == given.evaluation
     with pytest.raises(WorkdirError, match="evaluation"):
         load_subject(tmp_path, own)
+
+
+def record(name: str, **extras) -> CaptionRecord:
+    return CaptionRecord(name, Caption("a red dot", True, 4), ("a red dot",), extras)
+
+
+def test_questions_in_both_forms():
+    lists = record("a", questions=["q?", "r?"], answers=["red", "two"], kinds=["x", "y"])
+    asked = [{"question": "q?", "answer": "red", "kind": "x"},
+             {"question": "r?", "answers": ["two"], "kind": "y"}]  # fmt: skip
+    objects = record("a", questions=asked)
+    assert questions_of(lists) == questions_of(objects)
+    assert questions_of(lists)[1].answers == ("two",)
+    assert questions_of(record("b")) == []
+    with pytest.raises(ValueError, match="2 questions, 1 answers"):
+        questions_of(record("a", questions=["q?", "r?"], answers=["red"]))
+
+
+def test_answers_do_not_depend_on_their_neighbours(tiny_hub):
+    alone = LanguageModelAnswerer.from_pretrained(
+        tiny_hub.language_model, batch_size=3, max_new_tokens=4
+    )
+    prompts = [PromptFormat(instruction="").prompt(c, "What colour?") for c in
+               ("A red disc.", "A large blue square at the top, a small star.", "")]  # fmt: skip
+    together = alone([*prompts, prompts[0]])
+    assert together[0] == together[3]
+    assert [alone([p])[0] for p in prompts] == together[:3]
+    assert len(set(together)) > 1
+    with pytest.raises(WorkdirError, match="causal"):
+        LanguageModelAnswerer.from_pretrained(f"{tiny_hub.diffusion}/vae")
+
+
+def test_questions_are_reported_with_ceiling_and_floor(subject, tiny_hub, tmp_path):
+    request = Request(parts=("captions", "vqa"), answerer=tiny_hub.language_model)
+    evaluate(subject, tmp_path, request, provenance={}, say=lambda line: None)
+    vqa = json.loads((tmp_path / "report.json").read_text())["vlv"]["vqa"]
+    assert set(vqa["accuracy"]) == {"vlv", "true_caption", "no_caption"}
+    assert vqa["accuracy"]["vlv"]["n"] == 6
+    assert vqa["accuracy"]["vlv"]["settings"]["questions"] > 6
+    assert "vlv_minus_true_caption" in vqa["accuracy_difference"]
+    assert "Answer:" in vqa["accuracy"]["vlv"]["settings"]["prompt"]

@@ -1,0 +1,43 @@
+"""`python -m vlv_jax.evaluate --config configs/vlv_stage2.py[:mini] --workdir RUN [--out DIR]`.
+
+RUN is a working directory of `vlv_jax.train` or a directory of `vlv_jax.export`. Writes
+report.json, report.html and evaluated_captions.jsonl; what other evaluations wrote into the same
+report stays.
+"""
+
+import pathlib
+
+from absl import flags
+
+from vlv_jax.commands import run_command
+from vlv_jax.evaluation.run import PARTS, Request, evaluate, load_subject, provenance_of
+from vlv_jax.experiment import Experiment
+
+_OUT = flags.DEFINE_string("out", None, "Where the report goes; the working directory by default.")
+_PARTS = flags.DEFINE_list("parts", list(PARTS), f"What to measure, of {', '.join(PARTS)}.")
+_SECTION = flags.DEFINE_string("section", "vlv", "Section of the report; dots nest it.")
+_TITLE = flags.DEFINE_string("title", "VLV", "Heading of the page.")
+_ANSWERER = flags.DEFINE_string(
+    "answerer", "", "Hub directory of a language model that answers questions from captions."
+)
+_INSTRUCTION = flags.DEFINE_string(
+    "answerer_instruction", "", "First paragraph of the answerer's prompts; empty for none."
+)
+
+
+def _job(experiment: Experiment, workdir: pathlib.Path) -> None:
+    request = Request(
+        parts=_PARTS.value, section=_SECTION.value, title=_TITLE.value,
+        answerer=_ANSWERER.value, instruction=_INSTRUCTION.value,
+    )  # fmt: skip
+    out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else workdir
+    subject = load_subject(workdir, experiment)
+    evaluate(
+        subject, out, request, provenance=provenance_of(workdir, subject),
+        say=lambda line: print(line, flush=True),
+    )  # fmt: skip
+    print(f"wrote {out / 'report.json'} and {out / 'report.html'}", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(_job)

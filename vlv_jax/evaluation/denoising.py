@@ -1,0 +1,168 @@
+"""The comparison that says what the bottleneck carries: one denoiser, four conditions.
+
+The frozen denoiser predicts the noise of the same noisy latents at the same timesteps, told
+nothing, the true caption, the image's caption embeddings, or another image's. If the embeddings
+give the lowest loss, they carry at least what the caption carries.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlv_jax.encoding import (
+    context_of,
+    context_of_text,
+    draw_latents,
+    latent_moments,
+)
+from vlv_jax.evaluation.heldout import Subject, collect, heldout_batches
+from vlv_jax.evaluation.reconstruction import add_comparison
+from vlv_jax.evaluation.report import Report
+from vlv_jax.loading import text_ids
+from vlv_jax.networks import Networks
+from vlv_jax.stage1 import DenoisingConfig, Draws, denoising_losses
+
+
+@functools.partial(jax.jit, static_argnames=("networks",))
+def _moments(networks: Networks, params: Any, pixels: jax.Array):
+    return latent_moments(networks, params, pixels)
+
+
+@functools.partial(jax.jit, static_argnames=("networks",))
+def _context_of(networks: Networks, params: Any, z: jax.Array):
+    return context_of(networks, params, z)
+
+
+@functools.partial(jax.jit, static_argnames=("networks",))
+def _context_of_text(networks: Networks, params: Any, ids: jax.Array):
+    return context_of_text(networks, params, ids)
+
+
+@functools.partial(jax.jit, static_argnames=("networks", "num_strata"))
+def stratum_draws(
+    networks: Networks,
+    key: jax.Array,
+    index: jax.Array,
+    mean: jax.Array,
+    logvar: jax.Array,
+    stratum: jax.Array,
+    num_strata: int,
+) -> tuple[jax.Array, Draws]:
+    """Latents x0 [B, h, w, c] and the draws of one stratum of timesteps.
+
+    The timestep of stratum k of K is uniform in [k T / K, (k + 1) T / K). Everything follows from
+    (key, sample index, stratum), so that every condition, and every model compared, meets the
+    same noise.
+    """
+    steps = networks.schedule.num_train_timesteps
+
+    def one(i):
+        k_image, k_stratum = jax.random.split(jax.random.fold_in(key, i))
+        k_t, k_noise = jax.random.split(jax.random.fold_in(k_stratum, stratum))
+        low, high = stratum * steps // num_strata, (stratum + 1) * steps // num_strata
+        return (
+            jax.random.randint(k_t, (), low, high),
+            jax.random.normal(k_noise, mean.shape[1:]),
+            k_image,
+        )
+
+    timesteps, noise, keys = jax.vmap(one)(index)
+    draws = Draws(timesteps, noise, keys, jnp.ones(index.shape, bool))
+    return draw_latents(networks, mean, logvar, keys), draws
+
+
+@functools.partial(jax.jit, static_argnames=("networks",))
+def _losses(networks, params, latents, context, timesteps, noise, keys):
+    draws = Draws(timesteps, noise, keys, jnp.ones(timesteps.shape, bool))
+    return denoising_losses(networks, params, latents, context, draws, DenoisingConfig())
+
+
+def encode_examples(subject: Subject, count: int) -> dict[str, Any]:
+    """Everything that the comparison needs of the first `count` images, on the host.
+
+    Returns:
+      `z` float32 [n, Q, E], `mean` and `logvar` of the VAE [n, h, w, c], `index` int32 [n],
+      `caption` texts.
+    """
+    auto = subject.autoencoder
+
+    def compute(batch: Mapping[str, Any]) -> dict[str, Any]:
+        moments = _moments(auto.networks, auto.params, jnp.asarray(batch["image"]))
+        mean, logvar = jax.device_get(moments)
+        return {
+            "z": auto.encode_views(batch["florence_image"]), "mean": mean, "logvar": logvar,
+            "index": batch["index"], "caption": batch["caption"],
+        }  # fmt: skip
+
+    return collect(heldout_batches(subject, count), compute)
+
+
+def compare_conditions(subject: Subject, encoded: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Condition -> denoising loss of each image [n], averaged over its timesteps.
+
+    'caption' is left out where an image has none, 'wrong_image' (the next image's embeddings)
+    where there is one image only.
+    """
+    config, auto = subject.evaluation, subject.autoencoder
+    networks, params = auto.networks, auto.params
+    n, size = len(encoded["z"]), auto.sampling.batch_size
+    key = jax.random.key(config.seed)
+    length = networks.text_encoder.config.max_position_embeddings
+    inputs = _condition_inputs(encoded, auto.pieces.text_tokenizer, length)
+    totals = {condition: np.zeros(n) for condition in inputs}
+    for start in range(0, n, size):
+        rows = slice(start, min(start + size, n))
+        used = rows.stop - rows.start
+        index, mean, logvar = (
+            jnp.asarray(auto.pad_batch(encoded[k][rows])) for k in ("index", "mean", "logvar")
+        )
+        contexts = {}
+        for condition, values in inputs.items():
+            padded = jnp.asarray(auto.pad_batch(values[rows]))
+            encode = _context_of if values.ndim == 3 else _context_of_text
+            contexts[condition] = encode(networks, params, padded)
+        for stratum in range(config.timesteps_per_image):
+            latents, draws = stratum_draws(
+                networks, key, index, mean, logvar, jnp.int32(stratum), config.timesteps_per_image
+            )
+            for condition, context in contexts.items():
+                losses = _losses(
+                    networks, params, latents, context, draws.timesteps, draws.noise,
+                    draws.latent_keys,
+                )  # fmt: skip
+                totals[condition][rows] += np.asarray(losses, np.float64)[:used]
+    return {c: total / config.timesteps_per_image for c, total in totals.items()}
+
+
+def _condition_inputs(encoded: Mapping[str, Any], tokenizer: Any, length: int):
+    """Condition -> embeddings [n, Q, E] or token ids [n, T]."""
+    z, captions = encoded["z"], encoded["caption"]
+    inputs = {"vlv": z}
+    if all(captions):
+        inputs["caption"] = np.asarray(text_ids(tokenizer, list(captions), length), np.int32)
+    empty = np.asarray(text_ids(tokenizer, [""], length), np.int32)
+    inputs["none"] = np.repeat(empty, len(z), axis=0)
+    if len(z) > 1:
+        inputs["wrong_image"] = np.roll(z, -1, axis=0)
+    return inputs
+
+
+def report_denoising(
+    report: Report, section: str, subject: Subject, losses: Mapping[str, np.ndarray]
+) -> None:
+    """Adds `stage1.denoising_loss.*` (`stage2.` for a stage-2 run) and their differences."""
+    config = subject.evaluation
+    settings = {
+        "timesteps_per_image": config.timesteps_per_image,
+        "noise_seed": config.seed,
+        "bootstrap_samples": config.bootstrap_samples,
+        "loss": "mean squared error of the predicted noise, unweighted",
+    }
+    add_comparison(
+        report, section, f"stage{subject.experiment.stage}.denoising_loss", losses,
+        options=subject.bootstrap, settings=settings,
+    )  # fmt: skip

@@ -1,0 +1,209 @@
+"""Redrawing held-out images from what VLV keeps of them, from captions, and from nothing."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from core_jax.data.processors import ImageProcessor
+from vlv_jax.evaluation.bootstrap import bootstrap_difference, bootstrap_mean
+from vlv_jax.evaluation.captions import CaptionRecord, score_notes, score_records
+from vlv_jax.evaluation.heldout import Subject, collect, heldout_batches
+from vlv_jax.evaluation.report import GalleryRow, Report
+from vlv_jax.networks import FLORENCE2, Networks
+
+CONDITIONS = ("vlv", "caption", "none", "wrong_image")
+PAIRS = (
+    ("vlv", "caption"), ("vlv", "none"), ("vlv", "wrong_image"), ("caption", "none"),
+    ("none", "wrong_image"),
+)  # fmt: skip
+
+
+def redraw_examples(subject: Subject, count: int) -> dict[str, Any]:
+    """Redraws the first `count` held-out images under every condition, from the same noise.
+
+    'vlv' has the image's caption embeddings, 'caption' its true caption as the diffusion pipeline
+    reads it (cut to the text encoder's length), 'none' the empty caption, 'wrong_image' the
+    embeddings of the next image.
+
+    Returns:
+      `ids`, `original` uint8 [n, H, W, 3], `caption` (the true ones), and each condition's
+      images, uint8 [n, H, W, 3]. Conditions that are not possible (no captions; a single image)
+      are left out.
+    """
+    auto = subject.autoencoder
+    found = collect(
+        heldout_batches(subject, count),
+        lambda batch: {
+            "ids": batch["ids"], "original": batch["image"], "caption_text": batch["caption"],
+            "z": auto.encode_views(batch["florence_image"]),
+        },
+    )  # fmt: skip
+    z, captions = found.pop("z"), found["caption_text"]
+    found["vlv"] = auto.reconstruct(z)
+    found["none"] = auto.draw_texts([""] * len(captions))
+    if all(captions):
+        found["caption"] = auto.draw_texts(captions)
+    if len(z) > 1:
+        found["wrong_image"] = auto.reconstruct(np.roll(z, -1, axis=0))
+    return found
+
+
+def pixel_mse(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """Mean squared difference of each image, pixels in 0..1: [n]."""
+    difference = images.astype(np.float32) / 255.0 - originals.astype(np.float32) / 255.0
+    return np.mean(np.square(difference), axis=(1, 2, 3))
+
+
+@functools.partial(jax.jit, static_argnames=("networks",))
+def tower_features(networks: Networks, params: Any, views: jax.Array) -> jax.Array:
+    """Florence-2's DaViT features before projection, float32 [B, P, C]."""
+    mean = jnp.asarray(networks.image_mean, jnp.float32)[None, None, None]
+    std = jnp.asarray(networks.image_std, jnp.float32)[None, None, None]
+    pixels = (views.astype(jnp.float32) / 255.0 - mean) / std
+    features = networks.florence2.apply(
+        {"params": params[FLORENCE2]}, pixels, method="vision_features"
+    )
+    B, _, _, C = features.shape
+    return features.reshape(B, -1, C).astype(jnp.float32)
+
+
+def davit_features(subject: Subject, images: np.ndarray) -> np.ndarray:
+    """`tower_features` of images at the VAE's size: float32 [n, P, C]."""
+    auto = subject.autoencoder
+    processor: ImageProcessor = auto.pieces.processor
+    out = []
+    for start in range(0, len(images), auto.sampling.batch_size):
+        views = np.stack([processor.resize(x) for x in images[start:][: auto.sampling.batch_size]])
+        padded = jnp.asarray(auto.pad_batch(views))
+        features = tower_features(auto.networks, auto.params, padded)
+        out.append(np.asarray(features)[: len(views)])
+    return np.concatenate(out)
+
+
+def feature_distances(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
+    """Distances of features [n, P, C] place by place, so that layout counts: each [n].
+
+    `davit_cosine` is one minus the cosine, averaged over places; `davit_l2` the root mean square
+    difference.
+    """
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosine = np.sum(a * b, axis=-1) / np.maximum(norms, 1e-12)
+    return {
+        "davit_cosine": np.mean(1.0 - cosine, axis=1),
+        "davit_l2": np.sqrt(np.mean(np.square(a - b), axis=(1, 2))),
+    }
+
+
+def measure(subject: Subject, drawn: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+    """Distance -> condition -> values [n]."""
+    originals = davit_features(subject, drawn["original"])
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for condition in CONDITIONS:
+        if condition not in drawn:
+            continue
+        found = {"pixel_mse": pixel_mse(drawn[condition], drawn["original"])}
+        found |= feature_distances(davit_features(subject, drawn[condition]), originals)
+        for name, column in found.items():
+            values.setdefault(name, {})[condition] = column
+    return values
+
+
+def add_comparison(
+    report: Report,
+    section: str,
+    prefix: str,
+    values: Mapping[str, np.ndarray],
+    *,
+    options: Mapping[str, int],
+    settings: Mapping[str, Any],
+) -> None:
+    """Adds means of conditions and their paired differences with intervals.
+
+    `{prefix}.{condition}` are means, `{prefix}_difference.{a}_minus_{b}` mean differences over
+    the same images; the settings of a difference say whether its interval excludes zero.
+    """
+    for condition, column in values.items():
+        estimate = bootstrap_mean(column, **options)
+        report.add_metric(section, f"{prefix}.{condition}", estimate, settings=settings)
+    for a, b in PAIRS:
+        if a in values and b in values:
+            estimate = bootstrap_difference(values[a], values[b], **options)
+            report.add_metric(
+                section, f"{prefix}_difference.{a}_minus_{b}", estimate,
+                settings={**settings, "excludes_zero": estimate.excludes_zero},
+            )  # fmt: skip
+
+
+def report_reconstruction(
+    report: Report,
+    section: str,
+    subject: Subject,
+    drawn: Mapping[str, Any],
+    records: Sequence[CaptionRecord],
+) -> list[str]:
+    """Adds `reconstruction.*` and the gallery to a report.
+
+    Args:
+      report: where to.
+      section: under which name.
+      subject: what is evaluated.
+      drawn: from `redraw_examples`.
+      records: captions; those of the redrawn images are shown beside them. May be empty.
+
+    Returns:
+      What was left out, and why.
+    """
+    sampling = subject.autoencoder.sampling
+    settings: dict[str, Any] = {
+        f"sampling.{n}": getattr(sampling, n) for n in ("sampler", "num_steps", "guidance", "seed")
+    }
+    settings |= {"bootstrap_samples": subject.evaluation.bootstrap_samples}
+    if "caption" in drawn:
+        settings["captions_cut"] = cut_fraction(subject, drawn["caption_text"])
+    for name, values in measure(subject, drawn).items():
+        add_comparison(report, section, f"reconstruction.{name}", values,
+                       options=subject.bootstrap, settings=settings)  # fmt: skip
+    report.add_gallery(
+        section, "Original, redrawn, captioned", gallery(subject, drawn, records),
+        note="'vlv' is redrawn from the image's caption embeddings, 'caption' from its true "
+        "caption, 'none' from the empty one, 'wrong_image' from the next image's embeddings; all "
+        "from the same noise. davit_* compare Florence-2's image features, the ones VLV reads.",
+    )  # fmt: skip
+    missing = [c for c in CONDITIONS if c not in drawn]
+    return [f"redrawing from {c}: not possible with this data" for c in missing]
+
+
+def cut_fraction(subject: Subject, captions: Sequence[str]) -> float:
+    """Share of true captions that are longer than the text encoder reads."""
+    tokenizer = subject.autoencoder.pieces.text_tokenizer
+    limit = subject.autoencoder.networks.text_encoder.config.max_position_embeddings
+    lengths = [len(ids) for ids in tokenizer(list(captions))["input_ids"]]
+    return float(np.mean([n > limit for n in lengths]))
+
+
+def gallery(
+    subject: Subject, drawn: Mapping[str, Any], records: Sequence[CaptionRecord]
+) -> list[GalleryRow]:
+    """One row an image: original, what each condition drew, what was written."""
+    written = {r.id: r for r in records}
+    shown = [written[i] for i in drawn["ids"] if i in written]
+    counts = score_records(subject, shown, []) if shown else None
+    notes = dict(zip([r.id for r in shown], score_notes(counts), strict=True)) if counts else {}
+    rows = []
+    for i, name in enumerate(drawn["ids"]):
+        images = {"original": drawn["original"][i]}
+        images |= {c: drawn[c][i] for c in CONDITIONS if c in drawn}
+        rows.append(
+            GalleryRow(
+                images=images,
+                caption=written[name].caption.text if name in written else None,
+                reference=drawn["caption_text"][i] or None,
+                note=notes.get(name),
+                id=name,
+            )
+        )
+    return rows
