@@ -1,0 +1,63 @@
+# Everything that a newcomer or a CI machine types. Python 3.11 and make are all it needs.
+#   make demo               trains VLV on the miniature world and leaves runs/demo/report.html
+#   make demo SCALE=smoke   the same in about two minutes, without thresholds
+#   make test               the fast tests
+PYTHON ?= python3.11
+VENV ?= .venv
+SCALE ?= full
+WORKERS ?= 2
+# On Linux, PyPI's torch brings gigabytes of CUDA; set this to PyTorch's CPU index to avoid them:
+#   make install-test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+TORCH = torch==2.13.0
+
+BIN = $(VENV)/bin
+RUN = HF_HUB_OFFLINE=1 $(BIN)/python
+
+.PHONY: help install install-test test test-slow lint demo miniature results clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo "targets: install install-test test test-slow lint demo miniature results clean"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# What runs needs no PyTorch; the tests compare against it.
+install: $(VENV)/.installed
+$(VENV)/.installed: setup.py pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+# torch first and pinned, so that no other package chooses it. pycocoevalcap without its
+# dependencies: they are for COCO's own evaluation, which compiles pycocotools and runs Java.
+install-test: $(VENV)/.installed-test
+$(VENV)/.installed-test: setup.py pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/python -m pip install --quiet -e '.[test]' $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-deps pycocoevalcap
+	touch $(VENV)/.installed $@
+
+test: install-test
+	$(RUN) -m pytest -n $(WORKERS) -m "not slow"
+
+test-slow: install-test
+	$(RUN) -m pytest -n $(WORKERS) -m slow
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+demo: install
+	$(RUN) -m miniature.demo --scale=$(SCALE)
+
+# Trains the stand-ins again (up to three hours on two cores); they are shipped already.
+miniature: install
+	$(RUN) -m miniature.pretrain
+
+results: install
+	$(RUN) -m benchmarks.results
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache runs/demo-smoke
+	find . -name __pycache__ -not -path './$(VENV)*' -prune -exec rm -rf {} +

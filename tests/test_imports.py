@@ -1,0 +1,119 @@
+"""Imports point one way, PyTorch stays out of what runs, and every config means something."""
+
+import ast
+import importlib
+import pathlib
+
+import pytest
+
+from core_jax.config import to_dataclass
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGES = ("core_jax", "vlv_jax", "massv_jax", "miniature", "configs", "launch")
+
+# package -> packages of ours that it must not import, at any depth of the code.
+FORBIDDEN = {
+    "core_jax": {"vlv_jax", "massv_jax", "miniature", "configs", "launch", "tests"},
+    "vlv_jax": {"massv_jax", "miniature", "configs", "launch", "tests"},
+    "massv_jax": {"vlv_jax", "miniature", "configs", "launch", "tests"},
+    "miniature": {"massv_jax", "launch", "tests"},
+    "configs": {"launch", "tests"},
+    "launch": {"tests"},
+}
+# Between packages that meet in a command only, an import inside a function is allowed.
+FORBIDDEN_AT_MODULE_LEVEL = {"miniature": {"vlv_jax", "massv_jax"}}
+ORACLES = {"torch", "diffusers", "torchvision", "accelerate"}
+
+
+def _files(folder):
+    return sorted(p for p in (ROOT / folder).rglob("*.py") if "checkpoints" not in p.parts)
+
+
+def _imported(nodes):
+    """(top-level package, line) of every import among the nodes; relative ones stay inside."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0], node.lineno
+
+
+def _at_module_level(tree):
+    """Statements that run when the module is imported, those in `if` and `try` included."""
+    todo = list(tree.body)
+    while todo:
+        node = todo.pop()
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            todo.extend(ast.iter_child_nodes(node))
+
+
+def _violations(source, forbidden, forbidden_at_module_level=frozenset()):
+    tree = ast.parse(source)
+    found = {(name, line) for name, line in _imported(ast.walk(tree)) if name in forbidden}
+    found |= {
+        (name, line)
+        for name, line in _imported(_at_module_level(tree))
+        if name in forbidden_at_module_level
+    }
+    return sorted(found)
+
+
+def test_the_checker_sees_what_it_should():
+    source = "if 1:\n  import torch.nn\ndef f():\n  from vlv_jax.train import x\n  import torch"
+    assert _violations(source, {"vlv_jax"}, {"torch"}) == [("torch", 2), ("vlv_jax", 4)]
+    assert _violations("from . import massv_jax\nimport core_jax", {"massv_jax"}) == []
+    assert _violations("class A:\n  import diffusers", (), ORACLES) == [("diffusers", 2)]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_point_one_way(package):
+    problems = [
+        f"{file.relative_to(ROOT)}:{line} imports {name}"
+        for file in _files(package)
+        for name, line in _violations(
+            file.read_text(), FORBIDDEN[package], FORBIDDEN_AT_MODULE_LEVEL.get(package, set())
+        )
+    ]
+    assert not problems, "\n".join(problems)
+
+
+def test_pytorch_is_imported_lazily():
+    problems = [
+        f"{file.relative_to(ROOT)}:{line} imports {name} when it is imported"
+        for folder in (*PACKAGES, "tests")
+        for file in _files(folder)
+        for name, line in _violations(file.read_text(), (), ORACLES)
+    ]
+    assert not problems, "\n".join(problems)
+
+
+def _variants(module):
+    """Every variant of a config file: its own refusal lists them."""
+    with pytest.raises(ValueError, match="variants") as caught:
+        module.get_config("no such variant")
+    quoted = str(caught.value).split("'")[1::2]
+    return [word for word in quoted if word != "no such variant"]
+
+
+CONFIGS = sorted(p.stem for p in _files("configs") if p.stem not in ("__init__", "common"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_variant_of_every_config_means_something(name):
+    module = importlib.import_module(f"configs.{name}")
+    package = name.split("_")[0] + "_jax"
+    experiment = importlib.import_module(f"{package}.experiment").Experiment
+    variants = _variants(module)
+    assert "" in variants
+    assert any("mini" in v for v in variants)
+    for variant in variants:
+        config = module.get_config(variant).lock()
+        typed = to_dataclass(experiment, config.to_dict())
+        assert typed == to_dataclass(experiment, module.get_config(variant).to_dict())
+
+
+def test_the_default_variant_is_the_empty_one():
+    for name in CONFIGS:
+        module = importlib.import_module(f"configs.{name}")
+        assert module.get_config().to_dict() == module.get_config("").to_dict()
