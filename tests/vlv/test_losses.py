@@ -1,0 +1,226 @@
+"""Invariants of the two losses, on a tiny hub."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from core_jax.partition import merge, split
+from core_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from core_jax.train.state import init_state
+from core_jax.train.step import make_train_step
+from vlv_jax import stage1, stage2
+from vlv_jax.batches import caption_row, sample_index
+from vlv_jax.encoding import caption_embeddings, context_of, image_features, latent_moments
+from vlv_jax.experiment import ModelConfig
+from vlv_jax.loading import load_networks
+from vlv_jax.stage1 import DenoisingConfig
+from vlv_jax.stage2 import CaptioningConfig, caption_loss
+
+
+@pytest.fixture(scope="module")
+def vlv(tiny_hub):
+    config = ModelConfig(**tiny_hub.model(stage=2))
+    return load_networks(config)
+
+
+def _batch(n=4, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (n, 32, 32, 3)
+    return {
+        "index": jnp.arange(n, dtype=jnp.int32) + 11,
+        "image": jnp.asarray(rng.integers(0, 256, shape, np.uint8)),
+        "florence_image": jnp.asarray(rng.integers(0, 256, shape, np.uint8)),
+    }
+
+
+def _loss_and_gradient(make, vlv, batch, trainable=stage1.TRAINABLE):
+    networks, params, _ = vlv
+    trained, frozen = split(params, trainable)
+    loss = make(networks)
+    key = jax.random.key(3)
+    (value, metrics), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        trained, frozen, batch, key
+    )
+    return float(value), metrics, ravel_pytree(grads)[0]
+
+
+def test_query_i_sees_queries_up_to_i_only(vlv):
+    networks, params, _ = vlv
+    features = image_features(networks, params, _batch(1)["florence_image"])
+
+    def z_of(queries):
+        changed = dict(params) | {"bridge": {**params["bridge"], "query_embed": queries}}
+        return caption_embeddings(networks, changed, features)[0]
+
+    queries = params["bridge"]["query_embed"]
+    jacobian = jax.jit(jax.jacrev(lambda q: z_of(q)[5].sum()))(queries)
+    assert np.all(np.asarray(jacobian[6:]) == 0)
+    assert np.all(np.abs(np.asarray(jacobian[:6])).sum(-1) > 0)
+
+
+def test_every_trained_leaf_of_stage1_gets_a_gradient(vlv):
+    networks, params, _ = vlv
+    trained, frozen = split(params, stage1.TRAINABLE)
+    loss = stage1.make_loss(networks, DenoisingConfig())
+    grads = jax.jit(jax.grad(loss, has_aux=True))(trained, frozen, _batch(), jax.random.key(0))[0]
+    from core_jax.partition import flatten
+
+    dead = [n for n, g in flatten(grads).items() if not np.any(np.asarray(g))]
+    # A bias of the keys shifts all logits of a softmax alike, so its gradient is zero but for
+    # rounding; nothing else may be dead.
+    assert all("k_proj/bias" in n for n in dead), dead
+
+
+def test_stage1_draws_depend_on_the_example_only(vlv):
+    """The order of a batch changes nothing but the order: noise is keyed by example."""
+    networks, _, _ = vlv
+    config = DenoisingConfig()
+    key = jax.random.key(1)
+    index = jnp.asarray([5, 9, 2], jnp.int32)
+    a = stage1.draw(networks, config, key, index, (8, 8, 4))
+    b = stage1.draw(networks, config, key, index[::-1], (8, 8, 4))
+    np.testing.assert_array_equal(a.noise, b.noise[::-1])
+    np.testing.assert_array_equal(a.timesteps, b.timesteps[::-1])
+    c = stage1.draw(networks, config, jax.random.key(2), index, (8, 8, 4))
+    assert not np.array_equal(a.noise, c.noise)
+
+
+def test_accumulated_stage1_step_equals_the_full_batch(vlv):
+    networks, params, _ = vlv
+    trained, frozen = split(params, stage1.TRAINABLE)
+    config = OptimizerConfig(name="sgd", b1=0.0, learning_rate=1.0, clip_norm=None,
+                             schedule="constant")  # fmt: skip
+    optimizer, schedule = make_optimizer(config), make_schedule(config)
+    loss = stage1.make_loss(networks, DenoisingConfig())
+
+    def after(accum, by_example):
+        step = make_train_step(loss, optimizer, schedule, grad_accum=accum,
+                               keyed_by_example=by_example)  # fmt: skip
+        state, _ = jax.jit(step)(init_state(trained, optimizer), frozen, _batch())
+        return ravel_pytree(state.params)[0] - ravel_pytree(trained)[0]
+
+    whole = after(1, True)
+    scale = jnp.abs(whole).max()
+    assert jnp.abs(after(2, True) - whole).max() < 1e-4 * scale
+    # The control: with keys of their own, micro-batches draw other noise.
+    assert jnp.abs(after(2, False) - whole).max() > 1e-2 * scale
+
+
+def test_cached_features_and_moments_give_the_same_stage1_loss(vlv):
+    networks, params, _ = vlv
+    batch = _batch()
+
+    def make(networks):
+        return stage1.make_loss(networks, DenoisingConfig())
+
+    plain, _, gradient = _loss_and_gradient(make, vlv, batch)
+    mean, logvar = latent_moments(networks, params, batch["image"])
+    cached = {
+        "index": batch["index"],
+        "features": image_features(networks, params, batch["florence_image"]),
+        "latent_mean": mean,
+        "latent_logvar": logvar,
+    }
+    value, _, cached_gradient = _loss_and_gradient(make, vlv, cached)
+    assert abs(value - plain) < 1e-5 * abs(plain)
+    assert jnp.abs(cached_gradient - gradient).max() < 1e-3 * jnp.abs(gradient).max()
+
+
+@pytest.mark.parametrize(
+    "options", [{"loss": "l1"}, {"condition_dropout": 0.9}, {"min_snr_gamma": 5.0}]
+)
+def test_options_of_the_denoising_loss_change_it(vlv, options):
+    def make(config):
+        return lambda networks: stage1.make_loss(networks, config)
+
+    plain = _loss_and_gradient(make(DenoisingConfig()), vlv, _batch())[0]
+    changed = _loss_and_gradient(make(DenoisingConfig(**options)), vlv, _batch())[0]
+    assert np.isfinite(changed)
+    assert abs(changed - plain) > 1e-4 * plain
+
+
+def _captions(vlv, texts, length=24, *, supervise_eos=True):
+    rows = [
+        caption_row(vlv[2].lm_tokenizer, t, length, supervise_eos=supervise_eos) for t in texts
+    ]
+    return {k: jnp.asarray(np.stack([r[k] for r in rows])) for k in rows[0]}
+
+
+def _stage2(vlv, batch, **options):
+    def make(networks):
+        return stage2.make_loss(networks, CaptioningConfig(**options), DenoisingConfig())
+
+    return _loss_and_gradient(make, vlv, batch, stage2.TRAINABLE)
+
+
+def test_stage2_ignores_padding_and_supervises_the_end(vlv):
+    texts = ["A red circle.", "A large blue star on the left."]
+    batch = _batch(2) | _captions(vlv, texts)
+    tokenizer = vlv[2].lm_tokenizer
+    expected = sum(len(tokenizer(t)["input_ids"]) + 1 for t in texts)
+    value, metrics, _ = _stage2(vlv, batch)
+    assert float(metrics["weight"]) == expected
+    other = batch | {"tokens": jnp.where(batch["supervised"], batch["tokens"], 7)}
+    assert abs(_stage2(vlv, other)[0] - value) < 1e-6 * value
+    last = int(batch["supervised"][0].sum()) - 1
+    assert int(batch["tokens"][0, last]) == tokenizer.eos_token_id
+    changed = batch | {"tokens": batch["tokens"].at[0, last].set(7)}
+    assert abs(_stage2(vlv, changed)[0] - value) > 1e-4 * value
+
+
+def test_stage2_without_eos_supervises_the_words_only(vlv):
+    with_end = _captions(vlv, ["A red circle."])
+    without = _captions(vlv, ["A red circle."], supervise_eos=False)
+    assert int(with_end["supervised"].sum()) == int(without["supervised"].sum()) + 1
+
+
+def test_the_first_token_is_predicted_from_the_last_prefix_position(vlv):
+    """Against a plain forward pass over [prefix; tokens] with shifted labels, as transformers'."""
+    networks, params, _ = vlv
+    batch = _batch(1) | _captions(vlv, ["A red circle."])
+    z = caption_embeddings(
+        networks, params, image_features(networks, params, batch["florence_image"])
+    )
+    prefix = stage2.prefix_embeddings(networks, params, context_of(networks, params, z))
+    logits = stage2.caption_logits(networks, params, prefix, batch["tokens"])
+    lm, weights = networks.language_model, {"params": params["language_model"]}
+    whole = jnp.concatenate([prefix, lm.apply(weights, batch["tokens"], method="embed")], axis=1)
+    hidden, _ = lm.apply(weights, whole, method="from_embeddings")
+    reference = lm.apply(weights, hidden, method="logits")[:, prefix.shape[1] - 1 : -1]
+    np.testing.assert_allclose(logits, reference, atol=1e-5)
+    value, _ = caption_loss(logits, batch["tokens"], batch["supervised"])
+    logp = jax.nn.log_softmax(reference, -1)[0]
+    mask = np.asarray(batch["supervised"][0])
+    picked = np.asarray(logp)[np.arange(len(mask)), np.asarray(batch["tokens"][0])][mask]
+    assert abs(float(value) + picked.mean()) < 1e-5
+
+
+def test_joint_loss_adds_the_reconstruction(vlv):
+    batch = _batch(2) | _captions(vlv, ["A red circle.", "A star."])
+    plain = _stage2(vlv, batch)[0]
+    value, metrics, _ = _stage2(vlv, batch, reconstruction_weight=0.5)
+    assert abs(value - (plain + 0.5 * float(metrics["denoising_loss"]))) < 1e-5 * value
+
+
+def test_fewer_queries_and_bfloat16_run(tiny_hub):
+    config = dataclasses.replace(ModelConfig(**tiny_hub.model()), num_queries=3)
+    vlv = load_networks(config)
+    networks, params, pieces = vlv
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    trained, frozen = split(low, stage1.TRAINABLE)
+    loss, _ = jax.jit(stage1.make_loss(networks, DenoisingConfig()))(
+        trained, frozen, _batch(2), jax.random.key(0)
+    )
+    assert np.isfinite(float(loss))
+    assert merge(trained, frozen)["bridge"]["query_embed"].shape[0] == 3
+    with pytest.raises(ValueError, match="78"):
+        load_networks(dataclasses.replace(config, num_queries=78))
+
+
+def test_sample_index_is_stable():
+    assert sample_index("000000000139") == 1064055938
+    assert sample_index("a") != sample_index("b")
