@@ -163,3 +163,13 @@ def test_repetition_penalty_equals_transformers():
     rule = SamplingRule(repetition_penalty=1.5)
     out = generate(CausalDecoder(model), params, prefix, max_new_tokens=N, rule=rule, pad_id=PAD)
     np.testing.assert_array_equal(out.tokens, want)
+
+
+def test_bfloat16_generates():
+    _, model, params = tiny_qwen2()
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    prefix = TokenPrefix(jnp.asarray(prompts()))
+    out = generate(CausalDecoder(model), half, prefix, max_new_tokens=6, pad_id=PAD)
+    full = generate(CausalDecoder(model), params, prefix, max_new_tokens=6, pad_id=PAD)
+    assert out.scores.dtype == jnp.float32
+    assert (np.array(out.tokens[:, 0]) == np.array(full.tokens[:, 0])).mean() >= 0.5
