@@ -24,9 +24,9 @@ from vlv_jax.redrawing import redraw, redraw_embeddings
 from vlv_jax.workdir import (
     EXPORT_FILE,
     WorkdirError,
+    added_params,
     assemble,
     exported_model,
-    exported_params,
     is_export,
     load_experiment,
     overlay,
@@ -92,8 +92,8 @@ class _Loaded:
         content = json.loads((path / EXPORT_FILE).read_text())
         model = exported_model(path)
         networks, params, pieces = load_networks(model, **options)
-        trained = {n: t for n, t in exported_params(path).items() if n in params}
-        params = cast_frozen(overlay(params, trained, where=str(path)), model)
+        added = {n: t for n, t in added_params(path).items() if n in params}
+        params = cast_frozen(overlay(params, added, where=str(path)), model)
         views = ImageViews(pieces.processor, **content["views"])
         sampling = to_dataclass(SamplingConfig, content["sampling"], path="sampling")
         return cls(networks, params, pieces, views, sampling, ImageLimits())

@@ -205,13 +205,17 @@ def trained_params(path: pathlib.Path) -> dict[str, Any]:
     return unflatten(found)
 
 
+def added_params(path: pathlib.Path) -> dict[str, Any]:
+    """What VLV adds to the pretrained networks, of an exported directory."""
+    stored = load_file(path / EXPORT_WEIGHTS)
+    return unflatten({name.replace(".", "/"): leaf for name, leaf in stored.items()})
+
+
 def exported_params(path: pathlib.Path) -> dict[str, Any]:
     """Every parameter of an exported directory that training may have changed."""
     from core_jax.models import load_model
 
-    params = unflatten({
-        name.replace(".", "/"): leaf for name, leaf in load_file(path / EXPORT_WEIGHTS).items()
-    })  # fmt: skip
+    params = added_params(path)
     params[names.FLORENCE2] = load_model(path / "florence2")[1]
     if (path / "language_model").is_dir():
         params[names.LANGUAGE_MODEL] = load_model(path / "language_model")[1]

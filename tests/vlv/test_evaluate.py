@@ -113,14 +113,14 @@ def test_timesteps_fill_their_strata(subject):
     moments = jnp.zeros((64, 2, 2, 1))
     steps = networks.schedule.num_train_timesteps
     for stratum in range(4):
-        _, draws = stratum_draws(
+        _, timesteps, noise = stratum_draws(
             networks, jax.random.key(0), jnp.arange(64), moments, moments, jnp.int32(stratum), 4
         )
-        t = np.asarray(draws.timesteps)
+        t = np.asarray(timesteps)
         assert t.min() >= stratum * steps // 4
         assert t.max() < (stratum + 1) * steps // 4
         assert len(np.unique(t)) > 16
-    assert np.std(np.asarray(draws.noise), axis=0).min() > 0.5  # every image its own noise
+    assert np.std(np.asarray(noise), axis=0).min() > 0.5  # every image its own noise
 
 
 def test_heldout_batches_keep_order_and_shape(subject):

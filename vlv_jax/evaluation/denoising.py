@@ -22,6 +22,7 @@ from vlv_jax.encoding import (
 from vlv_jax.evaluation.heldout import Subject, collect, heldout_batches
 from vlv_jax.evaluation.reconstruction import add_comparison
 from vlv_jax.evaluation.report import Report
+from vlv_jax.host_work import Progress
 from vlv_jax.loading import text_ids
 from vlv_jax.networks import Networks
 from vlv_jax.stage1 import DenoisingConfig, Draws, denoising_losses
@@ -51,8 +52,8 @@ def stratum_draws(
     logvar: jax.Array,
     stratum: jax.Array,
     num_strata: int,
-) -> tuple[jax.Array, Draws]:
-    """Latents x0 [B, h, w, c] and the draws of one stratum of timesteps.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Latents x0 [B, h, w, c], timesteps [B] of one stratum, and noise [B, h, w, c].
 
     The timestep of stratum k of K is uniform in [k T / K, (k + 1) T / K). Everything follows from
     (key, sample index, stratum), so that every condition, and every model compared, meets the
@@ -71,13 +72,14 @@ def stratum_draws(
         )
 
     timesteps, noise, keys = jax.vmap(one)(index)
-    draws = Draws(timesteps, noise, keys, jnp.ones(index.shape, bool))
-    return draw_latents(networks, mean, logvar, keys), draws
+    return draw_latents(networks, mean, logvar, keys), timesteps, noise
 
 
 @functools.partial(jax.jit, static_argnames=("networks",))
-def _losses(networks, params, latents, context, timesteps, noise, keys):
-    draws = Draws(timesteps, noise, keys, jnp.ones(timesteps.shape, bool))
+def _losses(networks, params, latents, context, timesteps, noise):
+    # The latents are drawn already; no condition is dropped.
+    unused = jax.random.split(jax.random.key(0), len(timesteps))
+    draws = Draws(timesteps, noise, unused, jnp.ones(timesteps.shape, bool))
     return denoising_losses(networks, params, latents, context, draws, DenoisingConfig())
 
 
@@ -114,6 +116,7 @@ def compare_conditions(subject: Subject, encoded: Mapping[str, Any]) -> dict[str
     length = networks.text_encoder.config.max_position_embeddings
     inputs = _condition_inputs(encoded, auto.pieces.text_tokenizer, length)
     totals = {condition: np.zeros(n) for condition in inputs}
+    progress = Progress(n)
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
         used = rows.stop - rows.start
@@ -126,15 +129,13 @@ def compare_conditions(subject: Subject, encoded: Mapping[str, Any]) -> dict[str
             encode = _context_of if values.ndim == 3 else _context_of_text
             contexts[condition] = encode(networks, params, padded)
         for stratum in range(config.timesteps_per_image):
-            latents, draws = stratum_draws(
+            latents, timesteps, noise = stratum_draws(
                 networks, key, index, mean, logvar, jnp.int32(stratum), config.timesteps_per_image
             )
             for condition, context in contexts.items():
-                losses = _losses(
-                    networks, params, latents, context, draws.timesteps, draws.noise,
-                    draws.latent_keys,
-                )  # fmt: skip
+                losses = _losses(networks, params, latents, context, timesteps, noise)
                 totals[condition][rows] += np.asarray(losses, np.float64)[:used]
+        progress.add(used)
     return {c: total / config.timesteps_per_image for c, total in totals.items()}
 
 

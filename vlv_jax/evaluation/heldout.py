@@ -11,6 +11,7 @@ from core_jax.data.pipeline import evaluation_batches
 from core_jax.data.sources import Example, open_source
 from vlv_jax.batches import policy_of, sample_index
 from vlv_jax.experiment import EvaluationConfig, Experiment
+from vlv_jax.host_work import Progress
 from vlv_jax.inference import Autoencoder, Captioner
 
 
@@ -76,7 +77,10 @@ def heldout_batches(
         policy=policy_of(data, require_caption=False),
         num_threads=data.num_threads,
     ) as batches:
-        yield from batches
+        progress = Progress(min(count, len(source)))
+        for batch in batches:
+            yield batch
+            progress.add(int(batch["mask"].sum()))
 
 
 def collect(
