@@ -23,6 +23,7 @@ class Bridge(nn.Module):
     embed_dim: int
 
     def setup(self):
+        """The queries and phi."""
         shape = (self.num_queries, self.query_dim)
         self.query_embed = self.param("query_embed", nn.initializers.normal(1.0), shape)
         self.language_proj_0 = Linear(self.embed_dim)

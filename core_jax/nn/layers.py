@@ -66,6 +66,7 @@ class Embed(nn.Module):
     features: int
 
     def setup(self):
+        """Declares the table."""
         self.embedding = self.param(
             "embedding", nn.initializers.normal(0.02), (self.num_embeddings, self.features)
         )

@@ -63,6 +63,7 @@ class CLIPTextModel(nn.Module):
     execution: Execution = Execution()
 
     def setup(self):
+        """The tables, the layers and the final normalisation."""
         c = self.config
         self.token_embedding = Embed(c.vocab_size, c.hidden_size)
         self.position_embedding = Embed(c.max_position_embeddings, c.hidden_size)
