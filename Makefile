@@ -6,19 +6,19 @@ PYTHON ?= python3.11
 VENV ?= .venv
 SCALE ?= full
 WORKERS ?= 2
-# On Linux, PyPI's torch brings gigabytes of CUDA; set this to PyTorch's CPU index to avoid them:
-#   make install-test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# On Linux, torch may bring gigabytes of CUDA; name PyTorch's CPU index to avoid them:
+#   make install-test TORCH_INDEX=<address of the CPU index>
 TORCH_INDEX ?=
 TORCH = torch==2.13.0
 
 BIN = $(VENV)/bin
 RUN = HF_HUB_OFFLINE=1 $(BIN)/python
 
-.PHONY: help install install-test test test-slow lint demo miniature results clean
+.PHONY: help install install-test test test-slow lint demo miniature clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "targets: install install-test test test-slow lint demo miniature results clean"
+	@echo "targets: install install-test test test-slow lint demo miniature clean"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -54,9 +54,6 @@ demo: install
 # Trains the stand-ins again (up to three hours on two cores); they are shipped already.
 miniature: install
 	$(RUN) -m miniature.pretrain
-
-results: install
-	$(RUN) -m benchmarks.results
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache runs/demo-smoke

@@ -37,7 +37,9 @@ def get_config(variant: str = "") -> ConfigDict:
             "total_steps": steps, "b1": 0.9, "b2": 0.999, "weight_decay": 0.01, "clip_norm": 1.0,
         },
         "denoising": {"loss": "mse", "condition_dropout": 0.0},
-        "captioning": {"reconstruction_weight": 0.0, "supervise_eos": True},
+        "captioning": {
+            "reconstruction_weight": 0.0, "supervise_eos": True, "logits_chunk": 64,
+        },
         "sampling": common.sampling(num_beams=4),
         "trainable": (),
     })  # fmt: skip

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from core_jax.models.autoencoder_kl import sample_latents
+from core_jax.models.autoencoder_kl import sample_latents, scale_latents
 from vlv_jax.networks import BRIDGE, FLORENCE2, TEXT_ENCODER, UNET, VAE, Networks
 
 Params = Mapping[str, Any]
@@ -88,9 +88,9 @@ def draw_latents(
     networks: Networks, mean: Float[Array, "B h w c"], logvar: Float[Array, "B h w c"], keys: Array
 ) -> Float[Array, "B h w c"]:
     """A scaled sample x0 of the posterior, with one key for each image."""
-    sample = jax.vmap(lambda m, v, k: sample_latents(m, v, k))
+    sample = jax.vmap(lambda m, v, k: sample_latents(m[None], v[None], k)[0])
     latents = sample(mean.astype(jnp.float32), logvar.astype(jnp.float32), keys)
-    return latents * networks.vae.config.scaling_factor
+    return scale_latents(latents, networks.vae.config)
 
 
 def predict_noise(

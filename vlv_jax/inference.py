@@ -68,6 +68,7 @@ class _Loaded:
         Args:
           path: the directory.
           experiment: overrides the working directory's own config.
+          **options: of `assemble` or `load_networks`: which networks are needed.
 
         Raises:
           WorkdirError: the directory is neither.

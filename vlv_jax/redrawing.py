@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from core_jax.diffusion.samplers import make_sampler
 from core_jax.diffusion.sampling import guided, sample
+from core_jax.models.autoencoder_kl import unscale_latents
 from vlv_jax.encoding import context_of, empty_context, predict_noise
 from vlv_jax.experiment import SamplingConfig
 from vlv_jax.networks import VAE, Networks
@@ -80,7 +81,7 @@ def decode_latents(
     """Scaled latents to pixels."""
     vae = networks.vae
     images = vae.apply(
-        {"params": params[VAE]}, latents / vae.config.scaling_factor, method="decode"
+        {"params": params[VAE]}, unscale_latents(latents, vae.config), method="decode"
     )
     pixels = (images.astype(jnp.float32) / 2.0 + 0.5).clip(0.0, 1.0)
     return jnp.round(pixels * 255.0).astype(jnp.uint8)

@@ -67,7 +67,7 @@ def make_sample_hook(
         )
     )
     originals, views = np.asarray(batch["image"]), jnp.asarray(batch["florence_image"])
-    factor = 2 ** (len(networks.vae.config.block_out_channels) - 1)
+    factor = networks.vae.config.downsampling
     size = (originals.shape[1] // factor, originals.shape[2] // factor)
     dtype = experiment.model.compute_dtype
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from core_jax.ops.losses import token_cross_entropy
+from core_jax.ops.losses import chunked_token_cross_entropy, masked_mean
 from core_jax.partition import merge
 from vlv_jax.encoding import caption_embeddings, context_of
 from vlv_jax.networks import LANGUAGE_MODEL, PROJECTOR, Networks
@@ -32,10 +32,13 @@ class CaptioningConfig:
       reconstruction_weight: weight of stage 1's loss beside the captioning loss. The paper has
         0, after which captioning destroys redrawing; see docs/deviations.md.
       supervise_eos: whether the end of a caption is learned. The released code does not.
+      logits_chunk: caption positions whose logits are held at once; [B, 300, V] in float32 would
+        be most of a device's memory.
     """
 
     reconstruction_weight: float = 0.0
     supervise_eos: bool = True
+    logits_chunk: int = 64
 
     def __post_init__(self):
         if self.reconstruction_weight < 0:
@@ -49,32 +52,33 @@ def prefix_embeddings(
     return networks.projector.apply({"params": params[PROJECTOR]}, context)
 
 
-def caption_logits(
+def caption_losses(
     networks: Networks,
     params: Mapping[str, Any],
     prefix: Float[Array, "B Q D"],
     tokens: Int[Array, "B T"],
-) -> Float[Array, "B T V"]:
-    """Logits that predict each caption token from the prefix and the tokens before it."""
+    chunk: int,
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """Each caption token's loss given the prefix and the tokens before it, and whether it was
+    the most likely one. Logits are never held for more than `chunk` positions.
+    """  # noqa: D205
     lm, weights = networks.language_model, {"params": params[LANGUAGE_MODEL]}
     embeds = lm.apply(weights, tokens[:, :-1], method="embed")
     embeds = jnp.concatenate([prefix.astype(embeds.dtype), embeds], axis=1)
     hidden, _ = lm.apply(weights, embeds, method="from_embeddings")
     # The last prefix position predicts the first token; earlier ones predict nothing.
-    return lm.apply(weights, hidden[:, prefix.shape[1] - 1 :], method="logits")
+    hidden = hidden[:, prefix.shape[1] - 1 :]
+    table = lm.apply(weights, method="head_table")
+    return chunked_token_cross_entropy(hidden, table, tokens, chunk=chunk)
 
 
 def caption_loss(
-    logits: Float[Array, "B T V"], tokens: Int[Array, "B T"], supervised: Bool[Array, "B T"]
+    losses: Float[Array, "B T"], correct: Bool[Array, "B T"], supervised: Bool[Array, "B T"]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean cross-entropy over supervised tokens, in nats, with their number as the weight."""
-    losses = token_cross_entropy(logits, tokens)
-    mask = supervised.astype(jnp.float32)
-    count = jnp.sum(mask)
-    correct = (jnp.argmax(logits, axis=-1) == tokens).astype(jnp.float32)
-    safe = jnp.maximum(count, 1.0)
-    metrics = {"weight": count, "token_accuracy": jnp.sum(correct * mask) / safe}
-    return jnp.sum(losses * mask) / safe, metrics
+    accuracy = masked_mean(correct.astype(jnp.float32), supervised)
+    weight = jnp.sum(supervised.astype(jnp.float32))
+    return masked_mean(losses, supervised), {"weight": weight, "token_accuracy": accuracy}
 
 
 def make_loss(networks: Networks, config: CaptioningConfig, denoising: DenoisingConfig) -> Callable:
@@ -90,8 +94,10 @@ def make_loss(networks: Networks, config: CaptioningConfig, denoising: Denoising
         z = caption_embeddings(networks, params, batch_features(networks, params, batch))
         context = context_of(networks, params, z)
         prefix = prefix_embeddings(networks, params, context)
-        logits = caption_logits(networks, params, prefix, batch["tokens"])
-        value, metrics = caption_loss(logits, batch["tokens"], batch["supervised"])
+        losses, correct = caption_losses(
+            networks, params, prefix, batch["tokens"], config.logits_chunk
+        )
+        value, metrics = caption_loss(losses, correct, batch["supervised"])
         if config.reconstruction_weight:
             latents, draws = batch_latents(networks, params, batch, key, denoising)
             redraw = jnp.mean(

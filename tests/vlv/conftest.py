@@ -109,8 +109,9 @@ def tiny_hub(tmp_path_factory) -> TinyHub:
     _save(CLIP_FAMILY, CLIPTextModel, text, pipeline / "text_encoder", 0)
     unet = dataclasses.replace(
         standins.unet_config(), sample_size=8, in_channels=4, out_channels=4,
-        block_out_channels=(8, 8, 16), attention_head_dim=(1, 1, 2), cross_attention_dim=WIDTH,
-        norm_num_groups=4,
+        block_out_channels=(8, 16), attention_head_dim=(1, 2), cross_attention_dim=WIDTH,
+        norm_num_groups=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
     _save(UNET_FAMILY, UNet2DConditionModel, unet, pipeline / "unet", 1)
     vae = dataclasses.replace(
