@@ -13,7 +13,8 @@ from vlv_jax.evaluation.bootstrap import bootstrap_difference
 from vlv_jax.evaluation.captions import CaptionRecord, score_notes
 from vlv_jax.evaluation.denoising import compare_conditions, encode_examples, stratum_draws
 from vlv_jax.evaluation.heldout import Subject, heldout_batches, true_captions
-from vlv_jax.evaluation.reconstruction import feature_distances, pixel_mse
+from vlv_jax.evaluation.reconstruction import add_frechet, feature_distances, pixel_mse
+from vlv_jax.evaluation.report import Report
 from vlv_jax.evaluation.run import Request, evaluate, load_subject
 from vlv_jax.evaluation.vqa import PromptFormat
 from vlv_jax.experiment import Experiment
@@ -94,7 +95,7 @@ def test_same_noise_for_every_condition_and_batch_size(subject):
     encoded = encode_examples(subject, 6)
     losses = compare_conditions(subject, encoded)
     # 'none' does not depend on z at all, so two models compared get the same number.
-    other = compare_conditions(subject, encoded | {"z": encoded["z"] + 1.0})
+    other = compare_conditions(subject, encoded | {"z": -encoded["z"]})
     np.testing.assert_array_equal(losses["none"], other["none"])
     assert np.abs(losses["vlv"] - other["vlv"]).max() > 1e-6
     same = compare_conditions(subject, encoded | {"z": np.repeat(encoded["z"][:1], 6, axis=0)})
@@ -158,6 +159,15 @@ def test_distances():
     found = feature_distances(b, a)
     np.testing.assert_allclose(found["davit_cosine"], [0.0, 1.0], atol=1e-6)
     np.testing.assert_allclose(found["davit_l2"], [0.0, np.sqrt(0.5)], atol=1e-6)
+
+
+def test_frechet_distance_is_named_by_its_features(subject):
+    rng = np.random.default_rng(0)
+    features = {"original": rng.normal(size=(40, 3, 4)), "vlv": rng.normal(size=(40, 3, 4)) + 1.0}
+    report = Report("x")
+    assert add_frechet(report, "vlv", subject, features, {}) == []
+    few = {name: x[:5] for name, x in features.items()}
+    assert "means little" in add_frechet(Report("x"), "vlv", subject, few, {})[0]
 
 
 def test_notes_and_references():

@@ -148,6 +148,7 @@ def test_a_trained_run_and_its_export_do_the_same(tiny_hub, tmp_path):
         exportable_run(first, tmp_path / "one")
     train(first, tmp_path / "one")
     content = tiny_hub.experiment(stage=2, steps=2, init_from=str(tmp_path / "one"), ema_decay=0.5)
+    content["data"]["source"]["manifest"] = f"{tiny_hub.images}/captions.jsonl"
     second = to_dataclass(Experiment, content)
     train(second, tmp_path / "two")
     for stage, experiment in ((1, first), (2, second)):

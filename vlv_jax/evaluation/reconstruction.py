@@ -11,11 +11,13 @@ import numpy as np
 from core_jax.data.processors import ImageProcessor
 from vlv_jax.evaluation.bootstrap import bootstrap_difference, bootstrap_mean
 from vlv_jax.evaluation.captions import CaptionRecord, score_notes, score_records
+from vlv_jax.evaluation.frechet import frechet_distance
 from vlv_jax.evaluation.heldout import Subject, collect, heldout_batches
 from vlv_jax.evaluation.report import GalleryRow, Report
 from vlv_jax.networks import FLORENCE2, Networks
 
 CONDITIONS = ("vlv", "caption", "none", "wrong_image")
+_FRECHET_RESAMPLES = 100
 PAIRS = (
     ("vlv", "caption"), ("vlv", "none"), ("vlv", "wrong_image"), ("caption", "none"),
     ("none", "wrong_image"),
@@ -98,18 +100,53 @@ def feature_distances(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def measure(subject: Subject, drawn: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
-    """Distance -> condition -> values [n]."""
-    originals = davit_features(subject, drawn["original"])
+def measure(
+    drawn: Mapping[str, Any], features: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Distance -> condition -> values [n].
+
+    Args:
+      drawn: from `redraw_examples`.
+      features: `davit_features` of the originals and of every condition's images.
+    """
     values: dict[str, dict[str, np.ndarray]] = {}
     for condition in CONDITIONS:
         if condition not in drawn:
             continue
         found = {"pixel_mse": pixel_mse(drawn[condition], drawn["original"])}
-        found |= feature_distances(davit_features(subject, drawn[condition]), originals)
+        found |= feature_distances(features[condition], features["original"])
         for name, column in found.items():
             values.setdefault(name, {})[condition] = column
     return values
+
+
+def add_frechet(
+    report: Report, section: str, subject: Subject, features: Mapping[str, np.ndarray], settings
+) -> list[str]:
+    """Adds the Frechet distance of averaged DaViT features between redrawn and original images.
+
+    Returns:
+      Why it was left out, where there are too few images for it.
+    """
+    pooled = {name: values.mean(axis=1) for name, values in features.items()}
+    options = {"features": "davit-mean", "seed": subject.evaluation.seed}
+    for condition in ("vlv", "caption", "none"):
+        if condition not in pooled:
+            continue
+        try:
+            # Each resample costs two eigendecompositions.
+            found = frechet_distance(
+                pooled[condition], pooled["original"], num_resamples=_FRECHET_RESAMPLES, **options
+            )
+        except ValueError as error:
+            return [str(error)]
+        report.add_metric(
+            section, f"reconstruction.{found.name}.{condition}", found.value, n=found.n,
+            interval=found.interval, seed=found.seed,
+            settings={**settings, "bootstrap_samples": _FRECHET_RESAMPLES,
+                      "dimension": found.dimension},
+        )  # fmt: skip
+    return []
 
 
 def add_comparison(
@@ -164,7 +201,12 @@ def report_reconstruction(
     settings |= {"bootstrap_samples": subject.evaluation.bootstrap_samples}
     if "caption" in drawn:
         settings["captions_cut"] = cut_fraction(subject, drawn["caption_text"])
-    for name, values in measure(subject, drawn).items():
+    features = {
+        name: davit_features(subject, drawn[name])
+        for name in ("original", *CONDITIONS)
+        if name in drawn
+    }
+    for name, values in measure(drawn, features).items():
         add_comparison(report, section, f"reconstruction.{name}", values,
                        options=subject.bootstrap, settings=settings)  # fmt: skip
     report.add_gallery(
@@ -174,7 +216,10 @@ def report_reconstruction(
         "from the same noise. davit_* compare Florence-2's image features, the ones VLV reads.",
     )  # fmt: skip
     missing = [c for c in CONDITIONS if c not in drawn]
-    return [f"redrawing from {c}: not possible with this data" for c in missing]
+    return [
+        *add_frechet(report, section, subject, features, settings),
+        *(f"redrawing from {c}: not possible with this data" for c in missing),
+    ]
 
 
 def cut_fraction(subject: Subject, captions: Sequence[str]) -> float:
