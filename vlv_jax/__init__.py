@@ -1,21 +1,17 @@
-"""VLV (arXiv 2507.07104): an image as 77 caption embeddings, and the caption read from them.
+"""VLV (arXiv 2507.07104): an image as 77 caption embeddings, and the caption read from them."""
 
-`vlv_jax.Captioner.from_pretrained(directory).caption(images)` and
-`vlv_jax.Autoencoder.from_pretrained(directory)` with `.encode` and `.reconstruct` are what most
-users need; they are imported when first asked for, so that importing a part stays cheap.
-"""
-
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vlv_jax.inference import Autoencoder, Captioner
+    from vlv_jax.inference import Autoencoder, Caption, Captioner
 
-__all__ = ["Autoencoder", "Captioner"]
+__all__ = ["Autoencoder", "Caption", "Captioner"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str):
+    """The public classes, imported when they are first used: commands that need none start fast."""
     if name in __all__:
         from vlv_jax import inference
 
         return getattr(inference, name)
-    raise AttributeError(f"module 'vlv_jax' has no attribute {name!r}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
