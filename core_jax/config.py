@@ -5,7 +5,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ def to_dataclass(cls: type[T], config: Mapping[str, Any], *, path: str = "config
       ConfigError: an unknown key (with the nearest name), a missing one, a wrong type, or a value
         that the dataclass itself refuses.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
     hints = typing.get_type_hints(cls)
     for key in config:
         if key not in fields:
@@ -67,7 +67,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping) and not hasattr(value, "items"):
             raise ConfigError(f"{path} must be a group of values, not {value!r}")
-        return to_dataclass(hint, dict(value.items()), path=path)
+        return to_dataclass(cast(type, hint), dict(value.items()), path=path)
     if origin is tuple:
         return _tuple(hint, value, path)
     if origin in (dict, Mapping) or hint is dict or getattr(origin, "__name__", "") == "Mapping":

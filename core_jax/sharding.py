@@ -70,7 +70,7 @@ def use_rules(rules: Rules) -> Iterator[None]:
         _rules.reset(token)
 
 
-def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Builds a mesh with Auto axes.
 
     Args:

@@ -81,15 +81,16 @@ class CausalDecoder:
         embeds = self._apply(params, "embed", tokens[:, None])
         valid = jnp.ones(tokens.shape, bool)[:, None]
         hidden, cache = self._run(params, state.cache, embeds, valid)
-        return self._apply(params, "logits", hidden)[:, 0], state.replace(cache=cache)
+        return self._apply(params, "logits", hidden)[:, 0], dataclasses.replace(state, cache=cache)
 
     def repeat(self, state: _CausalState, times: int) -> _CausalState:
         """Every row `times` times."""
-        return state.replace(cache=state.cache.repeat(times))
+        return dataclasses.replace(state, cache=state.cache.repeat(times))
 
     def reorder(self, state: _CausalState, rows: Int[Array, " B"]) -> _CausalState:
         """Rows of one prompt change places; their prefix is the same and stays."""
-        return state.replace(cache=state.cache.take_rows(rows, shared=state.prefix))
+        cache = state.cache.take_rows(rows, shared=state.prefix)
+        return dataclasses.replace(state, cache=cache)
 
     def _run(self, params, cache, embeds, valid: Bool[Array, "B T"]):
         cache, positions, mask = cache.claim(valid)

@@ -5,6 +5,7 @@ M * max(2, 1 + number of end tokens) continuations, so that M of them are sure n
 among the first M that end compete, length-penalised, with the ended ones.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -126,7 +127,7 @@ def _initial(B: int, M: int, N: int, pad_id: int) -> _Search:
     # All beams begin equal, so only the first counts.
     first = jnp.zeros((B, M), jnp.float32).at[:, 1:].set(_NEVER)
     return _Search(
-        running=beams.replace(scores=first),
+        running=dataclasses.replace(beams, scores=first),
         ended=beams,
         has_ended=jnp.zeros((B, M), bool),
         improvable=jnp.ones((B, 1), bool),
@@ -186,7 +187,7 @@ def _merge_ended(
     both = jax.tree.map(
         lambda old, new: jnp.concatenate([old, new], axis=1),
         (search.ended, search.has_ended),
-        (candidates.replace(scores=scores), just_ended),
+        (dataclasses.replace(candidates, scores=scores), just_ended),
     )
     return _gather(both, jax.lax.top_k(both[0].scores, M)[1])
 

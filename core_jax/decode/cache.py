@@ -11,6 +11,7 @@ Right-padded prompts work in the same way (`d__gh`, valid 10011): a hole is neve
 positions count valid slots only.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -84,12 +85,13 @@ class KVCache:
         else:
             valid = jax.lax.dynamic_update_slice(self.valid, new, (0, self.end))
             slots = jnp.broadcast_to(self.end + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
-        return self.replace(valid=valid), positions, cache_mask(slots, valid)
+        return dataclasses.replace(self, valid=valid), positions, cache_mask(slots, valid)
 
     def per_row(self) -> "KVCache":
         """The same cache with an `end` for each row."""
         batch = self.valid.shape[0]
-        return self.replace(end=jnp.broadcast_to(self.end, (batch,)).astype(jnp.int32))
+        end = jnp.broadcast_to(self.end, (batch,)).astype(jnp.int32)
+        return dataclasses.replace(self, end=end)
 
     def rewind(self, end: Int[Array, "*B"]) -> "KVCache":
         """Forgets every slot from `end` on; a scalar, or one for each row.
@@ -98,12 +100,14 @@ class KVCache:
         """
         end = jnp.asarray(end, jnp.int32)
         slots = jnp.arange(self.slots, dtype=jnp.int32)[None]
-        return self.replace(valid=self.valid & (slots < end.reshape(-1, 1)), end=end)
+        valid = self.valid & (slots < end.reshape(-1, 1))
+        return dataclasses.replace(self, valid=valid, end=end)
 
     def grow(self, extra: int) -> "KVCache":
         """The same cache with more free slots (a copy)."""
         room = ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))
-        return self.replace(
+        return dataclasses.replace(
+            self,
             k=jnp.pad(self.k, room),
             v=jnp.pad(self.v, room),
             valid=jnp.pad(self.valid, ((0, 0), (0, extra))),

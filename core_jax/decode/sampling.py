@@ -89,8 +89,13 @@ def choose_token(
       rule: how to choose.
       keys: a key for each row, so that a row's choice depends on nothing but its own key and
         logits. Not needed for a greedy rule.
+
+    Raises:
+      ValueError: the rule samples, and there are no keys.
     """
     warped = warp_logits(logits, rule)
     if rule.greedy:
         return jnp.argmax(warped, axis=-1).astype(jnp.int32)
+    if keys is None:
+        raise ValueError("a rule that samples needs a key for each row")
     return jax.vmap(jax.random.categorical)(keys, warped).astype(jnp.int32)

@@ -49,7 +49,7 @@ class ResnetBlock(nn.Module):
             else:
                 h = h + t
         h = GroupNorm(self.num_groups, self.eps, name="norm2")(h)
-        if scale is not None:
+        if scale is not None and shift is not None:
             h = h * (1 + scale) + shift
         h = self._conv3("conv2")(jax.nn.silu(h))
         if x.shape[-1] != self.features:

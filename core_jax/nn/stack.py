@@ -1,5 +1,7 @@
 """The one place that scans and rematerialises layers."""
 
+from typing import Any, cast
+
 import flax.linen as nn
 import jax
 
@@ -39,7 +41,7 @@ def scan_layers(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, *(nn.broadcast,) * num_broadcast),
+        in_axes=cast(Any, (0, *(nn.broadcast,) * num_broadcast)),  # annotated as one int only
         out_axes=0,
         length=length,
     )

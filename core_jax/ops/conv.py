@@ -33,7 +33,7 @@ def conv2d(
     if backend == "im2col" and (groups == 1 or depthwise):
         taps = _taps(x, kernel.shape[:2], stride, padding)
         if depthwise and groups > 1:
-            return sum(
+            return sum(  # pyright: ignore[reportReturnType] - there is at least one tap
                 tap * kernel[i // kernel.shape[1], i % kernel.shape[1], 0][None, None, None]
                 for i, tap in enumerate(taps)
             )

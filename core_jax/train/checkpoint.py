@@ -9,7 +9,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -52,14 +52,14 @@ class Checkpoints:
         self.workdir = epath.Path(workdir)
         saving = ocp.training.save_decision_policies
         # The preemption policy stays in the list: without it nothing is saved on SIGTERM.
-        self._saving = saving.AnySavePolicy(
+        self._saving: Any = saving.AnySavePolicy(
             [saving.FixedIntervalPolicy(every), saving.PreemptionCheckpointingPolicy()]
         )
         keeping = ocp.training.preservation_policies
-        rules = [keeping.LatestN(keep)]
+        rules: list[Any] = [keeping.LatestN(keep)]
         if keep_every is not None:
             rules.append(keeping.EveryNSteps(keep_every))
-        self._keeping = keeping.AnyPreservationPolicy(rules)
+        self._keeping: Any = keeping.AnyPreservationPolicy(rules)
         self._pending: Any = None
         self._checkpointer = self._open()
 
@@ -183,7 +183,7 @@ class Checkpoints:
                 reason,
             )
             return None
-        return TrainState(**{"ema": None, **tree})
+        return TrainState(**{"ema": None, **cast(dict[str, Any], tree)})
 
     def _move_aside(self, steps: list[int]) -> None:
         """Frees the steps' names: training will come by them again and save."""

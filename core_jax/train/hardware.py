@@ -1,5 +1,7 @@
 """Peak arithmetic rates, the denominator of the model FLOP utilisation (MFU)."""
 
+from typing import Any
+
 import jax
 
 # Dense bf16 FLOP/s of one JAX device, from the vendors' data sheets, without sparsity. The key
@@ -29,7 +31,7 @@ PEAK_BF16_FLOPS: tuple[tuple[str, float], ...] = (
 )
 
 
-def peak_flops(device: jax.Device | None = None) -> float | None:
+def peak_flops(device: Any = None) -> float | None:
     """Peak dense bf16 FLOP/s of a device (the first one by default), or None if unknown.
 
     CPUs are unknown: their peak depends on clocks and on who else is using them.

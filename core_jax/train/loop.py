@@ -217,7 +217,8 @@ class _Loop:
             if done < total:
                 began = time.perf_counter()
                 batch, ids = self._next(batches, done)
-                if metrics["loss"].is_ready():  # else the device was busy all along
+                loss: Any = metrics["loss"]
+                if loss.is_ready():  # else the device was busy all along
                     self.data_wait += time.perf_counter() - began
             self._flush()
             self.pending = in_flight

@@ -213,8 +213,8 @@ def default_writers(workdir: str, *, label: str = "train") -> MultiWriter:
     root = epath.Path(workdir)
     return MultiWriter(
         [
-            JsonlWriter(root / "metrics.jsonl"),
-            TensorBoardWriter(root / "tensorboard"),
+            JsonlWriter(str(root / "metrics.jsonl")),
+            TensorBoardWriter(str(root / "tensorboard")),
             ProgressWriter(label=label),
         ]
     )

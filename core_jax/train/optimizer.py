@@ -113,11 +113,13 @@ def make_optimizer(
     elif config.b1:
         parts.append(optax.trace(decay=config.b1))
     if config.weight_decay:
-        mask = None
+        mask: Any = None
         if (patterns := config.weight_decay_mask) is not None:
 
-            def mask(tree: Tree) -> Tree:
+            def decays(tree: Tree) -> Tree:
                 return _by_path(tree, [(p, True) for p in patterns], default=False, exclusive=False)
+
+            mask = decays
 
         parts.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
     if config.lr_multipliers:
@@ -133,7 +135,7 @@ def _scale_by_path(rows: Sequence[tuple[str, float]]) -> optax.GradientTransform
         _by_path(params, rows, default=1.0)
         return optax.EmptyState()
 
-    def update(updates: Tree, state: optax.EmptyState, params: Tree = None) -> tuple[Tree, Any]:
+    def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
         del params
         factors = _by_path(updates, rows, default=1.0)
         return jax.tree.map(lambda u, factor: u * factor, updates, factors), state

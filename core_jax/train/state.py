@@ -74,7 +74,7 @@ def state_shardings(
         transform_non_params=lambda _: one_copy,
     )
     return TrainState(
-        step=one_copy,
+        step=one_copy,  # pyright: ignore[reportArgumentType] - a state of shardings
         params=param_shardings,
         opt_state=opt_state,
         ema=None if abstract_state.ema is None else param_shardings,

@@ -97,7 +97,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            ema = jax.tree.map(lambda e, p: e + (1 - ema_decay) * (p - e), ema, params)
+            rate = 1 - ema_decay
+            ema = jax.tree.map(lambda e, p: e + rate * (p - e), ema, params)
         new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
 
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
@@ -160,7 +161,7 @@ def _accumulate(
     def body(carry: tuple[Tree, Metrics], xs: tuple[jax.Array, Tree]) -> tuple[Any, None]:
         index, micro = xs
         grads, metrics = micro_step(params, frozen, micro, key_of(index))
-        weight = metrics.get("weight", jnp.float32(1.0))
+        weight: Any = metrics.get("weight", jnp.float32(1.0))
         metrics = {k: weight if k == "weight" else weight * v for k, v in metrics.items()}
         add = jax.tree.map(jnp.add, carry[1:], (jax.tree.map(lambda g: weight * g, grads), metrics))
         return (carry[0] + weight, *add), None

@@ -1,5 +1,6 @@
 """BART (arXiv 1910.13461): the encoder and the decoder of Florence-2."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -44,12 +45,13 @@ class BartCache:
     def repeat(self, times: int) -> "BartCache":
         """Every row `times` times, for beams."""
         layered = {n: jnp.repeat(getattr(self, n), times, axis=1) for n in _LAYERED}
-        return self.replace(**layered, cross_valid=jnp.repeat(self.cross_valid, times, axis=0))
+        cross_valid = jnp.repeat(self.cross_valid, times, axis=0)
+        return dataclasses.replace(self, **layered, cross_valid=cross_valid)
 
     def take_rows(self, rows: Int[Array, " B"]) -> "BartCache":
         """Rows that share one input change places; its encoder's keys are the same and stay."""
         k, v = (jnp.take(x, rows, axis=1) for x in (self.k, self.v))
-        return self.replace(k=k, v=v)
+        return dataclasses.replace(self, k=k, v=v)
 
 
 class _Attention(nn.Module):
@@ -111,7 +113,7 @@ class _DecoderLayer(nn.Module):
             c.d_model, c.decoder_attention_heads, self.execution, name="encoder_attn"
         )
         if encoder_states is None:
-            cross_k, cross_v = kept[2:]
+            cross_k, cross_v = kept[2:]  # pyright: ignore[reportOptionalSubscript]
         else:
             cross_k, cross_v = cross.keys_values(encoder_states)
             if kept is not None:
@@ -215,7 +217,7 @@ class BartDecoder(_Stack):
         cross_mask = padding_mask(cache.cross_valid)
         x, new = self.layers(x, kept, mask, cross_mask, encoder_states, cache.end)
         changes = dict(zip(_LAYERED, new, strict=False))
-        return x, cache.replace(end=cache.end + T, **changes)
+        return x, dataclasses.replace(cache, end=cache.end + T, **changes)
 
 
 class Bart(nn.Module):

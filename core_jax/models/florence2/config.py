@@ -165,7 +165,7 @@ class BartConfig:
                 raise ValueError(f"text_config.{name} is true, which is not supported")
         # For these a null says "none", not "the default".
         forced = ("forced_bos_token_id", "forced_eos_token_id")
-        nulls = {n: None for n in forced if n in config and config[n] is None}
+        nulls: dict[str, Any] = {n: None for n in forced if n in config and config[n] is None}
         return cls(**pick_fields(cls, config), **nulls)
 
 

@@ -1,5 +1,7 @@
 """Florence-2 (arXiv 2311.06242): an image and a prompt in, text out."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -42,7 +44,8 @@ class Florence2(nn.Module):
         """
         image, prompt = self.encode_image(pixel_values), self.embed_tokens(input_ids)
         states = self.encode(jnp.concatenate([image, prompt.astype(image.dtype)], axis=1))
-        return self.logits(self.decode(self.embed_tokens(decoder_input_ids), states))
+        hidden = self.decode(self.embed_tokens(decoder_input_ids), states)
+        return self.logits(hidden)  # pyright: ignore[reportArgumentType] - no cache, no tuple
 
     def vision_features(self, pixel_values: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
         """The tower's grid for normalised images; its sides are a 32nd of theirs."""
@@ -120,7 +123,7 @@ class Florence2(nn.Module):
                 )
             if encoder_valid is None:
                 encoder_valid = jnp.ones(encoder_states.shape[:2], bool)
-            cache = cache.replace(cross_valid=encoder_valid)
+            cache = dataclasses.replace(cache, cross_valid=encoder_valid)
         elif encoder_valid is not None:
             raise ValueError("encoder_valid belongs to encoder_states; pass both, or neither")
         return decoder.extend(inputs_embeds, cache, encoder_states)

@@ -143,7 +143,7 @@ class Qwen2Config:
         )  # fmt: skip
 
 
-_RELEASED = {
+_RELEASED: dict[str, Any] = {
     "vocab_size": 151936,
     "rope_theta": 1e6,
     "max_position_embeddings": 32768,

@@ -1,5 +1,7 @@
 """Qwen2 (arXiv 2407.10671) and Qwen2.5 (arXiv 2412.15115), as transformers computes them."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -116,8 +118,8 @@ class Qwen2ForCausalLM(nn.Module):
 
     def from_embeddings(
         self, inputs_embeds: Float[Array, "B T D"], valid: Bool[Array, "B T"] | None = None
-    ) -> tuple[Float[Array, "B T D"], None]:
-        """Hidden states of a whole sequence, causally; see `__call__` for `valid`."""
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Hidden states of a whole sequence, causally, and None; see `__call__` for `valid`."""
         B, T, _ = inputs_embeds.shape
         mask = causal_mask(T)
         positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
@@ -153,7 +155,7 @@ class Qwen2ForCausalLM(nn.Module):
         layers = jnp.arange(c.num_hidden_layers)
         (x, stacks), _ = self.layers((x, stacks), layers, (mask, rope, start))
         if cache is not None:
-            cache = cache.replace(k=stacks[0], v=stacks[1], end=cache.end + x.shape[1])
+            cache = dataclasses.replace(cache, k=stacks[0], v=stacks[1], end=cache.end + x.shape[1])
         return self.norm(x), cache
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
