@@ -24,7 +24,8 @@ def run_command(job: Callable[..., None], *, workdir: bool = True, config: bool 
 
     Args:
       job: what to do; a flag that is not required and not given comes as None.
-      workdir, config: whether that flag is required.
+      workdir: whether that flag is required.
+      config: whether that flag is required.
     """
     required = {"config": config, "workdir": workdir}
     flags.mark_flags_as_required([name for name, needed in required.items() if needed])

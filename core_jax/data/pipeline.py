@@ -30,6 +30,17 @@ from core_jax.data.sources import Example, Source
 Transform = Callable[[Image.Image, Example, np.random.Generator], Mapping[str, Any]]
 
 
+@dataclasses.dataclass(frozen=True)
+class WithoutImage:
+    """A transform from the example alone: its image is neither read nor decoded.
+
+    For rows whose images were encoded before. A `BadImage` that `row` raises is treated as
+    decoding's would be, so such batches can have the order and the replacements of ordinary ones.
+    """
+
+    row: Callable[[Example], Mapping[str, Any]]
+
+
 def image_transform(crop: CropSpec) -> Transform:
     """A transform to {"image": uint8 [size, size, 3], "caption": str ("" where there is none)}."""
 
@@ -45,7 +56,7 @@ def make_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    transform: Transform,
+    transform: Transform | WithoutImage,
     policy: DataPolicy | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -65,7 +76,7 @@ def make_batches(
             process_count, of the same global batch.
         seed: Of the order, of the replacements and of the transform's generator.
         start_step: The first step to give; the data position is nothing else.
-        transform: From a decoded image to one row.
+        transform: From a decoded image (or from the bare example) to one row.
         policy: What is accepted, and when too much was refused.
         process_index: This process.
         process_count: All processes.
@@ -179,7 +190,7 @@ class _Row:
 @dataclasses.dataclass(frozen=True)
 class _Loader:
     source: Source
-    transform: Transform
+    transform: Transform | WithoutImage
     policy: DataPolicy
     seed: int
     replace: bool
@@ -205,6 +216,8 @@ class _Loader:
     def _values(self, example: Example, position: int, attempt: int) -> Mapping[str, Any]:
         if self.policy.require_caption and not (example.caption or "").strip():
             raise BadImage(Reason.NO_CAPTION)
+        if isinstance(self.transform, WithoutImage):
+            return self.transform.row(example)
         image = decode_image(example.encoded_image(self.policy.limits), self.policy.limits)
         rng = np.random.default_rng([self.seed, position, attempt])
         return self.transform(image, example, rng)

@@ -30,6 +30,7 @@ from vlv_jax.loading import load_networks
 from vlv_jax.training import _without_towers, make_loss, trainable_patterns, training_batches
 
 BROKEN = 3
+OPTIONS = {"examples_per_shard": 4, "batch_size": 4, "devices": jax.devices()[:1]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +53,14 @@ def world(tiny_hub, tmp_path_factory):
     root = tmp_path_factory.mktemp("cache")
     shutil.copytree(tiny_hub.images, root / "images")
     raw = tiny_hub.experiment(stage=2) | {"captioning": {"reconstruction_weight": 1.0}}
-    source = {
-        k: str(v).replace(tiny_hub.images, str(root / "images"))
-        for k, v in raw["data"]["source"].items()
-    }
+    folder = root / "images"
+    source = {"kind": "folder", "path": str(folder), "manifest": str(folder / "captions.jsonl")}
     raw["data"] = raw["data"] | {"source": source, "batch_size": 4}
     pictures = sorted(p for p in (root / "images").rglob("*") if p.suffix in (".png", ".jpg"))
     pictures[BROKEN].write_bytes(pictures[BROKEN].read_bytes()[:60])
     experiment = to_dataclass(Experiment, raw)
     for dtype in ("float32", "bfloat16"):
-        missing = build_cache(
-            experiment, root / dtype, dtype=dtype, examples_per_shard=4, batch_size=8
-        )
+        missing = build_cache(experiment, root / dtype, dtype=dtype, **OPTIONS)
         assert missing == 0
     networks, params, pieces = load_networks(experiment.model)
     return World(raw, root / "float32", root / "bfloat16", networks, params, pieces)
@@ -207,7 +204,7 @@ def test_random_crops_are_refused(world, tmp_path):
 
 
 def test_a_killed_job_goes_on_where_it_stopped(world, tmp_path, monkeypatch, capsys):
-    options = {"dtype": "float32", "examples_per_shard": 4, "batch_size": 8}
+    options = OPTIONS | {"dtype": "float32"}
     real, written = cache_module._write_shard, []
 
     def dying(out, files, *rest):
@@ -239,7 +236,7 @@ def test_a_killed_job_goes_on_where_it_stopped(world, tmp_path, monkeypatch, cap
 
 
 def test_processes_share_the_shards(world, tmp_path):
-    options = {"dtype": "float32", "examples_per_shard": 4, "batch_size": 8, "process_count": 2}
+    options = OPTIONS | {"dtype": "float32", "process_count": 2}
     assert build_cache(world.experiment(), tmp_path, process_index=1, **options) == 2
     assert build_cache(world.experiment(), tmp_path, process_index=0, **options) == 0
     assert len(FeatureCache(tmp_path)) == 9
@@ -251,7 +248,7 @@ def test_too_many_bad_images_stop_the_job(world, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(cache_module, "policy_of", lambda *_, **__: policy)
     with pytest.raises(TooManyBadExamples):
-        build_cache(world.experiment(), tmp_path, examples_per_shard=16, batch_size=8)
+        build_cache(world.experiment(), tmp_path, **OPTIONS | {"examples_per_shard": 16})
     assert [p.name for p in tmp_path.iterdir()] == [MANIFEST]  # no half shard
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from core_jax.data.bad import DataPolicy, TooManyBadExamples
 from core_jax.data.images import BadImage, Reason
 from core_jax.data.pipeline import (
+    WithoutImage,
     evaluation_batches,
     image_transform,
     make_batches,
@@ -288,3 +289,23 @@ def test_random_crops_follow_the_position_not_the_history():
     first = dict(zip(whole[0]["ids"], whole[0]["image"], strict=True))
     second = dict(zip(whole[1]["ids"], whole[1]["image"], strict=True))
     assert any((first[key] != second[key]).any() for key in first)
+
+
+def test_without_image_gives_the_same_order_and_replacements_and_decodes_nothing():
+    bad = (2, 5)
+
+    def row(example):
+        if int(example.id[1:]) in bad:
+            raise BadImage(Reason.TRUNCATED)
+        return {"caption": example.caption}
+
+    class Unreadable(Numbered):
+        def __getitem__(self, i):
+            return Example(f"e{i}", None, f"caption {i}")
+
+    expected = take(Numbered(10, bad=bad), 8)
+    found = take(Unreadable(10), 8, transform=WithoutImage(row))
+    for a, b in zip(expected, found, strict=True):
+        assert (a["ids"], a["caption"]) == (b["ids"], b["caption"])
+    with pytest.raises(TooManyBadExamples):  # the ordinary transform does need the image
+        take(Unreadable(10), 1)
