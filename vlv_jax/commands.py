@@ -1,6 +1,9 @@
 """What the command lines of this package share: flags, config, quiet logs."""
 
+import dataclasses
+import difflib
 import pathlib
+import re
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -45,7 +48,31 @@ def run_command(job: Callable[..., None], *, workdir: bool = True, config: bool 
         except USER_ERRORS as error:
             raise SystemExit(f"error: {error}") from error
 
-    app.run(main)
+    app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Flags of a locked config: an unknown one ends with the nearest name, not a traceback."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        # ml_collections: "'stesp'\nDid you mean ...", for groups the bare name.
+        name = re.sub(r"\W*(\w+).*", r"\1", str(error.args[0]), flags=re.DOTALL)
+        near = difflib.get_close_matches(name, _config_names(Experiment), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SystemExit(f"error: config value {name!r} is unknown{hint}") from error
+    except flags.Error as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _config_names(cls: type) -> set[str]:
+    """Names of a dataclass's fields and of the dataclasses in them."""
+    names = set()
+    for field in dataclasses.fields(cls):
+        names.add(field.name)
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            names |= _config_names(field.type)
+    return names
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
