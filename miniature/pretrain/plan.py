@@ -29,7 +29,7 @@ SCALES = {
     # Under three hours on two quiet cores.
     "full": Scale(images=24_000, vae=4000, diffusion=6000, florence2=2500, language_models=1500),
     # About half an hour: enough to see that the parts learn.
-    "draft": Scale(images=24_000, vae=1300, diffusion=600, florence2=350, language_models=200),
+    "draft": Scale(images=24_000, vae=1300, diffusion=600, florence2=150, language_models=100),
     # Seconds: shows that everything runs. The results know nothing.
     "smoke": Scale(images=128, vae=4, diffusion=4, florence2=4, language_models=4),
 }
