@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -176,6 +177,7 @@ def write_tensors(
             path = pathlib.Path(scratch) / f"{number}.safetensors"
             save_file({n: np.ascontiguousarray(a) for n, a in shard.items()}, path,
                       metadata={"format": "pt"})
+            path.chmod(_default_mode(scratch))
             total += sum(a.nbytes for a in shard.values())
             shards.append((path, list(shard)))
         _remove_old(directory, stem)
@@ -189,6 +191,13 @@ def write_tensors(
             weight_map |= dict.fromkeys(names, final)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / f"{file_name}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _default_mode(scratch: str) -> int:
+    """What a new file may be here; safetensors writes files that only their owner can read."""
+    probe = pathlib.Path(scratch) / "mode"
+    probe.touch()
+    return stat.S_IMODE(probe.stat().st_mode)
 
 
 def _shards(

@@ -177,8 +177,7 @@ def _table(measured: dict) -> str:
     lines = [
         "# Stand-ins for the hub",
         "",
-        "Trained on the miniature world by `make miniature`, stored in bfloat16 (the autoencoder "
-        "in float32);",
+        "Trained on the miniature world by `make miniature`, stored in bfloat16;",
         f"measured on {measured['n']} held-out scenes by `python -m miniature.pretrain.quality`.",
         "",
         "| directory | MB | measured |",

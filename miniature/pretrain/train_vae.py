@@ -39,7 +39,7 @@ def train_vae(out: pathlib.Path, workdir: pathlib.Path, *, steps: int, num_image
     )  # fmt: skip
     mean, _ = encode_all(model, params, pixels[:512])
     config = standins.vae_config(scaling_factor=float(1.0 / np.std(mean)))
-    save_model(out / "vae", AutoencoderKL(config=config), params)
+    save_model(out / "vae", AutoencoderKL(config=config), params, dtype="bfloat16")
 
 
 def encode_all(

@@ -156,3 +156,10 @@ def test_no_weights_no_directory_and_strange_types(tmp_path):
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(CheckpointFormatError, match="F8_E4M3, which is not supported"):
         TensorReader(tmp_path)
+
+
+def test_written_files_are_as_readable_as_any_other(tmp_path):
+    (tmp_path / "other").touch()
+    write_tensors(tmp_path, [("a", np.ones(2, np.float32))], file_name="model.safetensors")
+    mode = (tmp_path / "model.safetensors").stat().st_mode
+    assert mode == (tmp_path / "other").stat().st_mode
