@@ -53,6 +53,10 @@ class ImageViews:
         """uint8 `image` [size, size, 3] and `florence_image` [size', size', 3]."""
         if self.native_crops:
             shape = self.processor.size
+            if shape is None:
+                raise ValueError(
+                    "data.native_crops needs a preprocessor_config.json with a size"
+                )
             large = shape if isinstance(shape, int) else shape[0]
             kind = "native_random" if self.crop == "random" else "native"
             spec = CropSpec(size=large, kind=kind, resample=self.resample, small="resize")

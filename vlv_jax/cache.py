@@ -70,7 +70,7 @@ class _Towers:
 
     @classmethod
     def load(
-        cls, experiment: Experiment, batch_size: int, dtype: str, devices: Sequence[jax.Device]
+        cls, experiment: Experiment, batch_size: int, dtype: str, devices: Sequence[Any]
     ) -> tuple["_Towers", Any]:
         """Also returns the host's pieces."""
         networks, params, pieces = load_networks(experiment.model, with_language_model=False)
@@ -127,7 +127,7 @@ def build_cache(
     batch_size: int = 32,
     process_index: int = 0,
     process_count: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> int:
     """Writes this process's shards that are not there yet; returns how many are still missing.
 

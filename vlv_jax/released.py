@@ -130,8 +130,8 @@ def exportable_release(experiment: Experiment, source: pathlib.Path) -> Exportab
     reader = TensorReader(source)
     groups = group_tensors(reader.shapes)
     queries = reader.read(groups["queries"]["query_embed"])
-    queries = queries.reshape(queries.shape[-2:])  # stored with a leading axis of one
-    own = with_model(experiment, num_queries=int(queries.shape[0]))
+    queries = queries.reshape(-1, queries.shape[-1])  # stored with a leading axis of one
+    own = with_model(experiment, num_queries=len(queries))
     with _as_hub(own, reader, groups) as paths:
         networks, params, _ = load_networks(with_model(own, **paths).model)
     fresh = {names.BRIDGE: params[names.BRIDGE], names.PROJECTOR: params[names.PROJECTOR]}

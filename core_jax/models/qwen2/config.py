@@ -136,10 +136,12 @@ class Qwen2Config:
     @classmethod
     def qwen2p5_7b(cls) -> "Qwen2Config":
         """Qwen2.5-7B: an untied head and a table padded to 152064 rows."""
+        released: dict[str, Any] = {
+            **_RELEASED, "vocab_size": 152064, "max_position_embeddings": 131072,
+        }  # fmt: skip
         return cls(
             hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
-            num_attention_heads=28, num_key_value_heads=4,
-            **_RELEASED | {"vocab_size": 152064, "max_position_embeddings": 131072},
+            num_attention_heads=28, num_key_value_heads=4, **released,
         )  # fmt: skip
 
 
