@@ -35,7 +35,7 @@ def images(tiny_hub, tmp_path):
                    if p.suffix in (".png", ".jpg"))  # fmt: skip
     for number, file in enumerate(found[:6]):
         shutil.copy(file, folder / f"{number}{file.suffix}")
-    (folder / "2b.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    (folder / "2b.jpg").write_bytes(b"not a picture")
     return folder
 
 
