@@ -25,7 +25,9 @@ def full_model() -> ConfigDict:
         "frozen_dtype": "bfloat16",
         "compute_dtype": "bfloat16",
         "vae_dtype": "float32",
-        "execution": {"attention": "xla", "conv": "xla", "remat": "full"},
+        "execution": {
+            "attention": "xla", "conv": "xla", "depthwise_conv": "xla", "remat": "full",
+        },
     })  # fmt: skip
 
 
@@ -37,6 +39,7 @@ def mini_model(language_model: str = "") -> ConfigDict:
     model.language_model = f"{STANDINS}/{language_model}" if language_model else ""
     model.frozen_dtype = model.compute_dtype = "float32"
     model.execution.remat = "none"
+    model.execution.depthwise_conv = "shifts"
     return model
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from core_jax.ops.broadcast import match_rank
 from core_jax.ops.conv import Padding, conv2d
-from core_jax.ops.execution import ConvBackend
+from core_jax.ops.execution import ConvBackend, DepthwiseBackend
 from core_jax.ops.norms import group_norm, layer_norm, rms_norm
 
 _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -39,7 +39,7 @@ class Conv2d(nn.Module):
     padding: Padding = ((0, 0), (0, 0))
     groups: int = 1
     use_bias: bool = True
-    backend: ConvBackend = "xla"
+    backend: ConvBackend | DepthwiseBackend = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w i"]) -> Float[Array, "B h2 w2 o"]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from core_jax.ops.execution import ConvBackend
+from core_jax.ops.execution import ConvBackend, DepthwiseBackend
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -16,7 +16,7 @@ def conv2d(
     stride: int = 1,
     padding: Padding = ((0, 0), (0, 0)),
     groups: int = 1,
-    backend: ConvBackend = "xla",
+    backend: ConvBackend | DepthwiseBackend = "xla",
 ) -> Float[Array, "B h2 w2 o"]:
     """Convolution (correlation, as in PyTorch).
 
@@ -26,17 +26,17 @@ def conv2d(
       stride: the same along both axes.
       padding: zeros ((top, bottom), (left, right)).
       groups: feature groups; equal to the channels for a depthwise convolution.
-      backend: see `Execution.conv`. "im2col" covers plain and depthwise convolutions; other
-        groupings always use the compiler's.
+      backend: see `Execution.conv` and, for depthwise convolutions, `Execution.depthwise_conv`;
+        one that does not cover the grouping falls back to the compiler's.
     """
-    depthwise = groups == x.shape[-1] == kernel.shape[-1]
-    if backend == "im2col" and (groups == 1 or depthwise):
+    if backend == "shifts" and groups == x.shape[-1] == kernel.shape[-1]:
         taps = _taps(x, kernel.shape[:2], stride, padding)
-        if depthwise and groups > 1:
-            return sum(  # pyright: ignore[reportReturnType] - there is at least one tap
-                tap * kernel[i // kernel.shape[1], i % kernel.shape[1], 0][None, None, None]
-                for i, tap in enumerate(taps)
-            )
+        return sum(  # pyright: ignore[reportReturnType] - there is at least one tap
+            tap * kernel[i // kernel.shape[1], i % kernel.shape[1], 0][None, None, None]
+            for i, tap in enumerate(taps)
+        )
+    if backend == "im2col" and groups == 1:
+        taps = _taps(x, kernel.shape[:2], stride, padding)
         columns = jnp.concatenate(taps, axis=-1) if len(taps) > 1 else taps[0]
         return columns @ kernel.reshape(-1, kernel.shape[-1])
     return jax.lax.conv_general_dilated(

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 AttentionBackend = Literal["xla", "cudnn"]
 ConvBackend = Literal["xla", "im2col"]
+DepthwiseBackend = Literal["xla", "shifts"]
 RematPolicy = Literal["none", "full", "dots"]
 
 
@@ -16,18 +17,22 @@ class Execution:
       attention: "xla" everywhere; "cudnn" is fused attention on NVIDIA GPUs (bf16 or fp16 only).
       conv: "xla" is the compiler's convolution; "im2col" writes a convolution as matrix products,
         which is faster on CPUs at small spatial sizes.
+      depthwise_conv: "shifts" writes a depthwise convolution as a weighted sum of shifted images;
+        on CPUs the compiler's own ("xla") is twenty times slower.
       remat: what a layer's backward pass recomputes. "none" keeps every activation, "full" keeps
         only a layer's input, "dots" keeps the results of matrix products without batch dimensions.
     """
 
     attention: AttentionBackend = "xla"
     conv: ConvBackend = "xla"
+    depthwise_conv: DepthwiseBackend = "xla"
     remat: RematPolicy = "none"
 
     def __post_init__(self):
         for name, allowed in (
             ("attention", get_args(AttentionBackend)),
             ("conv", get_args(ConvBackend)),
+            ("depthwise_conv", get_args(DepthwiseBackend)),
             ("remat", get_args(RematPolicy)),
         ):
             value = getattr(self, name)

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from core_jax.data.processors import ImageProcessor
 from core_jax.models import florence2, save_model
+from core_jax.ops.execution import Execution
 from core_jax.ops.losses import token_cross_entropy
 from miniature import standins
 from miniature.pretrain.fit import fit, index_batches
@@ -36,7 +37,7 @@ def train_florence2(
     config = standins.florence2_config(
         len(tokenizer), tokenizer.convert_tokens_to_ids("<image>")
     )
-    model = florence2.Florence2(config=config)
+    model = florence2.Florence2(config=config, execution=Execution(depthwise_conv="shifts"))
     prompt = tokenizer(PROMPT)["input_ids"]
     labels = _labels(tokenizer, num_images)
 

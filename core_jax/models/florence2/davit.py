@@ -98,7 +98,7 @@ class _HalfBlock(nn.Module):
                 3,
                 padding=((1, 1), (1, 1)),
                 groups=D,
-                backend=self.execution.conv,
+                backend=self.execution.depthwise_conv,
                 name=name,
             )
             return x + conv(x)
