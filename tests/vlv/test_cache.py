@@ -270,6 +270,13 @@ def test_training_from_a_cache_equals_training_from_images(world, tmp_path):
     job = build_job(cached)
     assert "vae" not in job.frozen
     assert set(job.frozen["florence2"]) == {"language_model"}
-    a, b = (train(e, tmp_path / n).state.params for e, n in ((plain, "a"), (cached, "b")))
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5)
+    for name, experiment in (("a", plain), ("b", cached)):
+        train(experiment, tmp_path / name)
+    logged = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()] for name in "ab"
+    ]
+    assert len(logged[0]) == 2
+    for a, b in zip(*logged, strict=True):
+        # Parameters are no measure: Adam turns the sign of a rounding error into a whole step.
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)

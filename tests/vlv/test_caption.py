@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import pytest
@@ -31,8 +32,8 @@ def captioner(tiny_hub):
 def images(tiny_hub, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
-    found = sorted(p for p in __import__("pathlib").Path(tiny_hub.images).rglob("*")
-                   if p.suffix in (".png", ".jpg"))  # fmt: skip
+    everything = sorted(pathlib.Path(tiny_hub.images).rglob("*"))
+    found = [file for file in everything if file.suffix in (".png", ".jpg")]
     for number, file in enumerate(found[:6]):
         shutil.copy(file, folder / f"{number}{file.suffix}")
     (folder / "2b.jpg").write_bytes(b"not a picture")
@@ -153,7 +154,10 @@ def test_one_directory_is_named(tmp_path):
 def test_a_run_is_loaded_and_settings_are_changed(tiny_hub, tmp_path):
     from vlv_jax.training import train
 
-    experiment = to_dataclass(Experiment, tiny_hub.experiment(stage=2, steps=1))
+    raw = tiny_hub.experiment(stage=2, steps=1)
+    manifest = f"{tiny_hub.images}/captions.jsonl"
+    raw["data"]["source"] = {"kind": "folder", "path": tiny_hub.images, "manifest": manifest}
+    experiment = to_dataclass(Experiment, raw)
     train(experiment, tmp_path / "run")
     loaded = load_captioner(None, tmp_path / "run", None, num_beams=2, batch_size=2)
     assert (loaded.sampling.num_beams, loaded.sampling.max_new_tokens) == (2, 8)
