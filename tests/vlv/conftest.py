@@ -55,7 +55,10 @@ class TinyHub:
             "stage": stage,
             "model": self.model(stage=stage),
             "data": {
-                "source": {"kind": "folder", "path": self.images},
+                "source": {
+                    "kind": "folder", "path": self.images,
+                    "manifest": f"{self.images}/captions.jsonl",
+                },
                 "batch_size": 8, "image_size": 32, "max_tokens": 24, "num_threads": 1,
             },
             "run": {
