@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from core_jax.config import ConfigError, to_dataclass
+from core_jax.config import ConfigError
 from core_jax.data.images import BadImage, decode_image
 from core_jax.data.sources import SourceError
 from core_jax.partition import tree_hash
@@ -35,11 +35,10 @@ from vlv_jax.caption_files import (
     write_sidecar,
 )
 from vlv_jax.commands import run_command
-from vlv_jax.experiment import Experiment, SamplingConfig
+from vlv_jax.experiment import Experiment
 from vlv_jax.host_work import Progress, map_ahead
-from vlv_jax.inference import Captioner
+from vlv_jax.inference import Captioner, load_for_command
 from vlv_jax.networks import PROJECTOR
-from vlv_jax.workdir import WorkdirError, experiment_to_use, is_export
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,16 +217,7 @@ def load_captioner(
       WorkdirError: none or both directories given, or not such a directory.
       ConfigError: an impossible setting.
     """
-    if (workdir is None) == (source is None):
-        raise WorkdirError("name one directory: --workdir RUN, or --from EXPORTED_DIRECTORY")
-    path = pathlib.Path(source).expanduser() if source is not None else workdir
-    if experiment is not None and not is_export(path):
-        loaded = Captioner.from_pretrained(path, experiment=experiment_to_use(path, experiment))
-    else:
-        loaded = Captioner.from_pretrained(path)
-    sampling = dataclasses.asdict(experiment.sampling if experiment else loaded.sampling)
-    sampling |= {name: value for name, value in changes.items() if value is not None}
-    loaded.sampling = to_dataclass(SamplingConfig, sampling, path="sampling")
+    loaded = load_for_command(Captioner, experiment, workdir, source, **changes)
     if loaded.sampling.num_beams > 1 and loaded.sampling.temperature > 0:
         raise ConfigError("beams and sampling exclude each other: num_beams=1, or temperature=0")
     return loaded

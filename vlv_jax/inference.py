@@ -5,7 +5,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from vlv_jax.workdir import (
     WorkdirError,
     added_params,
     assemble,
+    experiment_to_use,
     exported_model,
     is_export,
     load_experiment,
@@ -284,6 +285,41 @@ def _redraw_ids(networks, params, ids, key, config, *, latent_size):
     return redraw(networks, params, context, key, config, latent_size=latent_size)
 
 
+_Kind = TypeVar("_Kind", bound=_Loaded)
+
+
 @functools.partial(jax.jit, static_argnames=("networks",))
 def _encode(networks: Networks, params: Any, views: jax.Array) -> jax.Array:
     return caption_embeddings(networks, params, image_features(networks, params, views))
+
+
+def load_for_command(
+    kind: type[_Kind],
+    experiment: Experiment | None,
+    workdir: pathlib.Path | None,
+    source: str | None,
+    **changes: Any,
+) -> _Kind:
+    """The captioner or autoencoder that a command's flags name.
+
+    Args:
+      kind: `Captioner` or `Autoencoder`.
+      experiment: from the config file; its sampling, precision and execution are used. None: the
+        directory's own.
+      workdir: of a run.
+      source: an exported directory (or another run), in the place of `workdir`.
+      **changes: fields of `SamplingConfig`; None leaves one as it is.
+
+    Raises:
+      WorkdirError: none or both directories given, or not such a directory.
+      ConfigError: an impossible setting.
+    """
+    if (workdir is None) == (source is None):
+        raise WorkdirError("name one directory: --workdir RUN, or --from EXPORTED_DIRECTORY")
+    path = pathlib.Path(source).expanduser() if source is not None else workdir
+    used = experiment_to_use(path, experiment) if experiment and not is_export(path) else None
+    loaded = kind.from_pretrained(path, experiment=used)
+    sampling = dataclasses.asdict(experiment.sampling if experiment else loaded.sampling)
+    sampling |= {name: value for name, value in changes.items() if value is not None}
+    loaded.sampling = to_dataclass(SamplingConfig, sampling, path="sampling")
+    return loaded

@@ -21,15 +21,13 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from core_jax.config import to_dataclass
 from core_jax.data.images import BadImage, decode_image
 from core_jax.data.sources import IMAGE_SUFFIXES, SourceError
 from vlv_jax.commands import run_command
-from vlv_jax.experiment import Experiment, SamplingConfig
-from vlv_jax.inference import Autoencoder
+from vlv_jax.experiment import Experiment
+from vlv_jax.inference import Autoencoder, load_for_command
 from vlv_jax.redrawing import compose
 from vlv_jax.sample_sheets import draw_sheet
-from vlv_jax.workdir import WorkdirError, experiment_to_use, is_export
 
 _MAX_SHEET = 64  # rows
 
@@ -244,15 +242,7 @@ def load_autoencoder(
       WorkdirError: none or both directories given, or not such a directory.
       ConfigError: an impossible setting.
     """
-    if (workdir is None) == (source is None):
-        raise WorkdirError("name one directory: --workdir RUN, or --from EXPORTED_DIRECTORY")
-    path = pathlib.Path(source).expanduser() if source is not None else workdir
-    used = experiment_to_use(path, experiment) if experiment and not is_export(path) else None
-    auto = Autoencoder.from_pretrained(path, experiment=used)
-    sampling = dataclasses.asdict(experiment.sampling if experiment else auto.sampling)
-    sampling |= {name: value for name, value in changes.items() if value is not None}
-    auto.sampling = to_dataclass(SamplingConfig, sampling, path="sampling")
-    return auto
+    return load_for_command(Autoencoder, experiment, workdir, source, **changes)
 
 
 def _define_flags() -> dict[str, Any]:

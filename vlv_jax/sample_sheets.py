@@ -72,8 +72,7 @@ def make_sample_hook(
     dtype = experiment.model.compute_dtype
 
     @jax.jit
-    def contexts(trainable, frozen):
-        params = merge(jax.tree.map(lambda x: x.astype(dtype), trainable), frozen)
+    def contexts(params):
         z = caption_embeddings(networks, params, image_features(networks, params, views))
         context = context_of(networks, params, z)
         if networks.projector is None:
@@ -82,9 +81,9 @@ def make_sample_hook(
 
     def hook(step: int, state: Any) -> None:
         trainable = state.params if state.ema is None else state.ema
-        context, prefix = contexts(trainable, frozen)
-        key = jax.random.key(sampling.seed)
         params = merge(jax.tree.map(lambda x: x.astype(dtype), trainable), frozen)
+        context, prefix = contexts(params)
+        key = jax.random.key(sampling.seed)
         redrawn = redraw(networks, params, context, key, sampling, latent_size=size)
         captions = None
         if prefix is not None:

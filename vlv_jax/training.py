@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from core_jax.data.pipeline import make_batches
 from core_jax.data.sources import open_source
@@ -202,13 +201,3 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
         record=record,
         batch_sharding=job.sharding,
     )  # fmt: skip
-
-
-def print_supervision(experiment: Experiment, pieces: Pieces) -> None:
-    """Shows one caption as the loss sees it, so that a wrong mask is seen before it costs."""
-    batch = next(iter(training_batches(experiment, pieces, 0)))
-    tokens, supervised = np.asarray(batch["tokens"][0]), np.asarray(batch["supervised"][0])
-    if not supervised.any():
-        raise ValueError("the first caption has no supervised token; are captions empty?")
-    text = pieces.lm_tokenizer.decode(tokens[supervised].tolist())
-    print(f"supervised, {int(supervised.sum())} tokens: {text}", flush=True)
