@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from core_jax.config import to_dataclass
+from core_jax.config import ConfigError, to_dataclass
+from vlv_jax import workdir
 from vlv_jax.batches import views_of
+from vlv_jax.evaluation import run
 from vlv_jax.evaluation.answering import LanguageModelAnswerer, questions_of
 from vlv_jax.evaluation.bootstrap import bootstrap_difference
-from vlv_jax.evaluation.captions import CaptionRecord, score_notes
+from vlv_jax.evaluation.captions import CaptionRecord, score_note, verdict
 from vlv_jax.evaluation.denoising import compare_conditions, encode_examples, stratum_draws
+from vlv_jax.evaluation.examples import load_scores, measure
 from vlv_jax.evaluation.heldout import Subject, heldout_batches, true_captions
 from vlv_jax.evaluation.reconstruction import add_frechet, feature_distances, pixel_mse
 from vlv_jax.evaluation.report import Report
@@ -20,6 +24,7 @@ from vlv_jax.evaluation.vqa import PromptFormat
 from vlv_jax.experiment import Experiment
 from vlv_jax.inference import Autoencoder, Caption, Captioner
 from vlv_jax.loading import load_networks
+from vlv_jax.model_card import metrics_of
 from vlv_jax.workdir import WorkdirError, experiment_to_use, save_experiment
 
 EVALUATION = {
@@ -84,10 +89,11 @@ def test_the_page_shows_the_pictures_and_what_was_left_out_is_said(written):
     out, _, lines = written
     page = (out / "report.html").read_text()
     assert page.count("<img") == 3 * 5  # original and four conditions
-    assert "wrong_image" in page
+    assert "from another image" in page
+    assert "class='chip" in page  # the scorer's verdict
     records = [json.loads(x) for x in (out / "evaluated_captions.jsonl").read_text().splitlines()]
     assert len(records) == 6
-    assert {"id", "text", "finished", "num_tokens", "references"} <= set(records[0])
+    assert {"id", "text", "finished", "num_tokens", "references", "scores"} <= set(records[0])
     assert any("--answerer" in line for line in lines)
 
 
@@ -134,17 +140,105 @@ def test_heldout_batches_keep_order_and_shape(subject):
     assert "scene" in batches[0]["extras"][0]
 
 
+def test_saved_scores_give_the_numbers_of_the_report(written):
+    out, report, _ = written
+    scores = load_scores(out)
+    checked = 0
+    for name, entry in metrics_of(report["vlv"]):
+        if "frechet" in name:
+            continue
+        found = measure(scores, name)
+        assert len(found.ids) == entry["n"]
+        value = found.statistic(found.rows.sum(axis=0))
+        assert value == pytest.approx(entry["value"], rel=1e-5, abs=1e-9), name
+        checked += 1
+    assert checked > 50
+
+
 def test_a_stage1_run_is_measured_without_captions(subject, tmp_path):
     alone = dataclasses.replace(
         subject, captioner=None, experiment=dataclasses.replace(subject.experiment, stage=1)
     )
     lines: list[str] = []
-    request = Request(parts=("captions", "denoising"), section="vlv.small")
-    evaluate(alone, tmp_path, request, provenance={}, say=lines.append)
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert "caption" not in report["vlv"]["small"]
-    assert report["vlv"]["small"]["stage1"]["denoising_loss"]["vlv"]["n"] == 6
-    assert any("stage-1" in line for line in lines)
+    evaluate(alone, tmp_path, Request(), provenance={}, say=lines.append)
+    report = json.loads((tmp_path / "report.json").read_text())["vlv"]
+    assert report.keys() == {"stage1", "reconstruction"}
+    # The paths that readers of report.json rely on.
+    for condition in ("vlv", "caption", "none", "wrong_image"):
+        assert report["stage1"]["denoising_loss"][condition]["n"] == 6
+        assert report["reconstruction"]["pixel_mse"][condition]["n"] == 3
+        assert report["reconstruction"]["davit_cosine"][condition]["n"] == 3
+    differences = report["stage1"]["denoising_loss_difference"]
+    for pair in ("caption_minus_none", "none_minus_wrong_image", "vlv_minus_caption"):
+        low, high = differences[pair]["interval"]
+        assert low <= differences[pair]["value"] <= high
+        assert "excludes_zero" in differences[pair]["settings"]
+    assert sum("stage-1" in line for line in lines) == 1
+    assert not (tmp_path / "evaluated_captions.jsonl").exists()
+
+
+def test_both_stages_share_a_report(written, subject, tmp_path):
+    out, _, _ = written
+    shutil.copytree(out, tmp_path / "both")
+    alone = dataclasses.replace(
+        subject, captioner=None, experiment=dataclasses.replace(subject.experiment, stage=1)
+    )
+    request = Request(parts=("denoising",))
+    evaluate(alone, tmp_path / "both", request, provenance={}, say=lambda line: None)
+    report = json.loads((tmp_path / "both" / "report.json").read_text())["vlv"]
+    assert {"stage1", "stage2", "caption", "reconstruction"} <= report.keys()
+
+
+def test_only_what_is_asked_is_computed(subject, tmp_path, monkeypatch):
+    called: list[str] = []
+
+    def record_call(name):
+        monkeypatch.setattr(run, name, lambda *a, **k: called.append(name) or [])
+
+    for name in ("write_captions", "report_captions", "redraw_examples",
+                 "report_reconstruction", "report_denoising", "report_questions"):  # fmt: skip
+        record_call(name)
+    expected = {
+        "captions": {"write_captions", "report_captions"},
+        "reconstruction": {"redraw_examples", "report_reconstruction"},
+        "denoising": {"report_denoising"},
+        # Questions are answered from captions; those are written, but not reported.
+        "vqa": {"write_captions", "report_questions"},
+    }
+    for part, names in expected.items():
+        called.clear()
+        request = Request(parts=(part,), answerer="x")
+        evaluate(subject, tmp_path / part, request, provenance={}, say=lambda line: None)
+        assert set(called) == names
+
+
+def test_only_networks_that_are_needed_are_loaded(tiny_hub, tmp_path, monkeypatch):
+    given = make_experiment(tiny_hub)
+    save_experiment(tmp_path, given)
+    monkeypatch.setattr(workdir, "own_params", lambda *a, **k: {})
+    found = load_subject(tmp_path, given, ("captions",))
+    assert found.captioner is not None
+    assert found.autoencoder.networks.unet is None
+    found = load_subject(tmp_path, given, ("denoising",))
+    assert found.captioner is None
+    assert found.autoencoder.networks.language_model is None
+    assert found.autoencoder.networks.unet is not None
+
+
+def test_what_is_misspelt_is_named(tiny_hub, subject, tmp_path):
+    with pytest.raises(ConfigError, match=r"num_caption is unknown; did you mean .*num_captions"):
+        make_experiment(tiny_hub, num_caption=3)
+    with pytest.raises(ConfigError, match=r"evaluation\.seed must be int"):
+        make_experiment(tiny_hub, seed="x")
+    with pytest.raises(ValueError, match="'caption'; did you mean 'captions'"):
+        Request(parts=("caption",))
+    with pytest.raises(ValueError, match="at least one part"):
+        Request(parts=())
+    wrong = dataclasses.replace(
+        subject, experiment=make_experiment(tiny_hub, scorer="miniature.world.scoring:scores")
+    )
+    with pytest.raises(WorkdirError, match=r"evaluation\.scorer: .*has no 'scores'"):
+        evaluate(wrong, tmp_path, Request(), provenance={})
 
 
 def test_distances():
@@ -172,7 +266,11 @@ def test_frechet_distance_is_named_by_its_features(subject):
 
 def test_notes_and_references():
     row = {"object.tp_pred": 1, "object.pred": 3, "object.tp_ref": 1, "object.ref": 2}
-    assert score_notes([row]) == ["object: 2 of 3 wrong, 1 missed"]
+    assert score_note(row) == "object: 2 of 3 wrong, 1 missed"
+    assert verdict(row) == {"object 1 of 3": False}
+    assert verdict({f"colour.{k}": 2 for k in ("tp_pred", "pred", "tp_ref", "ref")}) == {
+        "colour 2 of 2": True
+    }
     assert true_captions("a", {"captions": ["a", "b", ""]}) == ("a", "b")
     assert true_captions("", {}) == ()
     assert CaptionRecord.__dataclass_fields__.keys() == {"id", "caption", "references", "extras"}

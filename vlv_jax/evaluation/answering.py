@@ -14,6 +14,7 @@ from core_jax.models import load_model
 from vlv_jax.captioning import decode_texts
 from vlv_jax.evaluation.bootstrap import bootstrap_difference, ratio
 from vlv_jax.evaluation.captions import CaptionRecord
+from vlv_jax.evaluation.examples import examples_file, save_examples
 from vlv_jax.evaluation.heldout import Subject
 from vlv_jax.evaluation.report import Report
 from vlv_jax.evaluation.vqa import (
@@ -28,6 +29,7 @@ from vlv_jax.workdir import WorkdirError
 if TYPE_CHECKING:
     from vlv_jax.evaluation.run import Request
 
+GROUP = "vqa"
 _BUCKET = 64  # prompts are padded to a multiple of this, so that few programs are compiled
 
 
@@ -129,9 +131,15 @@ def questions_of(record: CaptionRecord) -> list[Question]:
 
 
 def report_questions(
-    report: Report, subject: Subject, request: "Request", records: Sequence[CaptionRecord]
+    report: Report,
+    subject: Subject,
+    request: "Request",
+    records: Sequence[CaptionRecord],
+    out: pathlib.Path,
 ) -> list[str]:
     """Adds `vqa.accuracy.{vlv,true_caption,no_caption}`, differences, and a table by kind.
+
+    Every answer is saved in `out`.
 
     Returns:
       What was left out, and why.
@@ -150,6 +158,7 @@ def report_questions(
         LanguageModelAnswerer.from_pretrained(request.answerer), questions, captions,
         prompt_format=prompts, **subject.bootstrap,
     )  # fmt: skip
+    save_answers(out, questions, results)
     settings = {
         "answerer": request.answerer, "metric": "exact_match", "shots": 0,
         "questions": len(questions), "decoding": "greedy",
@@ -175,6 +184,23 @@ def report_questions(
             "caption and the true caption lies what this answerer can show.",
         )  # fmt: skip
     return skipped
+
+
+def save_answers(
+    out: pathlib.Path, questions: Sequence[Question], results: Mapping[str, VqaResult]
+) -> None:
+    """One JSON object an image: what was asked and answered, and the scores of its questions."""
+    rows: dict[str, dict[str, Any]] = {}
+    for i, question in enumerate(questions):
+        row = rows.setdefault(question.image, {"id": question.image, "asked": [], "scores": {}})
+        given = {name: result.answers[i] for name, result in results.items()}
+        row["asked"].append({"question": question.question, "kind": question.kind,
+                             "answers": list(question.answers), "given": given})  # fmt: skip
+        for name, result in results.items():
+            counts = row["scores"].setdefault(f"vqa.accuracy.{name}", [0.0, 0])
+            counts[0] += float(result.correct[i])
+            counts[1] += 1
+    save_examples(out / examples_file(GROUP), rows.values())
 
 
 def paired_difference(questions: Sequence[Question], a: VqaResult, b: VqaResult, **options):

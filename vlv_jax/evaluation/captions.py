@@ -1,21 +1,21 @@
 """Captions of held-out images, against their true captions and their ground truth."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from vlv_jax.evaluation.bootstrap import bootstrap_mean
-from vlv_jax.evaluation.caption_metrics import score_captions
+from vlv_jax.evaluation.caption_metrics import CaptionScores, score_captions
+from vlv_jax.evaluation.examples import BLEU, examples_file, save_examples
 from vlv_jax.evaluation.heldout import Subject, heldout_batches, true_captions
 from vlv_jax.evaluation.report import Report
 from vlv_jax.evaluation.scorers import aggregate, load_scorer, run_scorer
 from vlv_jax.inference import Caption
 
-FILE = "evaluated_captions.jsonl"
+GROUP = "captions"
+# Metrics of a scorer whose counts are shown with every caption, if it has them.
+_SHOWN = ("object", "relation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +53,34 @@ def write_captions(subject: Subject, count: int) -> list[CaptionRecord]:
     return records
 
 
-def save_captions(file: pathlib.Path, records: Sequence[CaptionRecord]) -> None:
-    """One JSON object a line, so that other tools can score the same captions."""
-    lines = [
-        json.dumps({"id": r.id, **dataclasses.asdict(r.caption), "references": list(r.references)},
-                   ensure_ascii=False)
-        for r in records
-    ]  # fmt: skip
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def save_captions(
+    out: pathlib.Path,
+    records: Sequence[CaptionRecord],
+    texts: CaptionScores | None = None,
+    counts: Sequence[Mapping[str, float]] | None = None,
+) -> None:
+    """Saves captions with what each contributes to the metrics (vlv_jax.evaluation.examples).
+
+    Args:
+      out: the folder.
+      records: the captions.
+      texts: their scores against true captions.
+      counts: those of a scorer.
+    """
+    rows = []
+    for i, r in enumerate(records):
+        scores: dict[str, Any] = {
+            "caption.finished": float(r.caption.finished), "caption.tokens": r.caption.num_tokens,
+        }  # fmt: skip
+        if texts is not None:
+            for name in ("rouge_l", "cider_d"):
+                scores[f"caption.{name}"] = float(texts.per_example[name][i])
+            scores[BLEU] = texts.bleu_rows[i].tolist()
+        if counts is not None:
+            scores |= {f"caption.{name}": value for name, value in counts[i].items()}
+        rows.append({"id": r.id, **dataclasses.asdict(r.caption),
+                     "references": list(r.references), "scores": scores})  # fmt: skip
+    save_examples(out / examples_file(GROUP), rows)
 
 
 def caption_settings(subject: Subject) -> dict[str, Any]:
@@ -73,9 +93,13 @@ def caption_settings(subject: Subject) -> dict[str, Any]:
 
 
 def report_captions(
-    report: Report, section: str, subject: Subject, records: Sequence[CaptionRecord]
+    report: Report,
+    section: str,
+    subject: Subject,
+    records: Sequence[CaptionRecord],
+    out: pathlib.Path,
 ) -> list[str]:
-    """Adds `caption.*` to a report.
+    """Adds `caption.*` to a report, and saves the captions with their scores in `out`.
 
     BLEU, ROUGE-L and CIDEr-D where every image has a true caption; the config's scorer where
     every example's extras have `reference_key`; always how many captions ended by themselves and
@@ -90,8 +114,9 @@ def report_captions(
         "finished": bootstrap_mean([r.caption.finished for r in records], **options),
         "tokens": bootstrap_mean([r.caption.num_tokens for r in records], **options),
     }
-    texts = [r.caption.text for r in records]
+    scores = None
     if all(r.references for r in records):
+        texts = [r.caption.text for r in records]
         scores = score_captions(texts, [list(r.references) for r in records])
         estimates |= scores.estimates(**options)
     else:
@@ -100,6 +125,7 @@ def report_captions(
     if counts is not None:
         settings["scorer"] = subject.evaluation.scorer
         estimates |= aggregate(counts, **options)
+    save_captions(out, records, scores, counts)
     for name, estimate in estimates.items():
         report.add_metric(section, f"caption.{name}", estimate, settings=settings)
     f1 = {n.removesuffix("_f1"): e for n, e in estimates.items() if n.endswith("_f1")}
@@ -134,22 +160,32 @@ def score_records(
     return run_scorer(scorer, [r.extras[key] for r in records], [r.caption.text for r in records])
 
 
-def score_notes(counts: Sequence[Mapping[str, float]]) -> list[str]:
-    """What the scorer says of each caption, in words for a gallery."""
-    names = [n.removesuffix(".tp_pred") for n in counts[0] if n.endswith(".tp_pred")]
+def verdict(row: Mapping[str, float]) -> dict[str, bool]:
+    """What the scorer says of one caption: "object 2 of 3" -> whether all is right.
 
-    def note(row: Mapping[str, float]) -> str:
-        parts = []
-        for name in names:
+    The share is of what was said or of what there was to say, whichever is more.
+    """
+    names = [n.removesuffix(".pred") for n in row if n.endswith(".pred")]
+    found = {}
+    for name in [n for n in _SHOWN if n in names] or names[:2]:
+        right, wanted = row[f"{name}.tp_pred"], max(row[f"{name}.pred"], row[f"{name}.ref"])
+        found[f"{name} {right:g} of {wanted:g}"] = _is_right(row, name)
+    return found
+
+
+def score_note(row: Mapping[str, float]) -> str:
+    """What the scorer finds wrong with one caption, in words."""
+    parts = []
+    for name in [n.removesuffix(".pred") for n in row if n.endswith(".pred")]:
+        if not _is_right(row, name):
             said, wrong = row[f"{name}.pred"], row[f"{name}.pred"] - row[f"{name}.tp_pred"]
             missed = row[f"{name}.ref"] - row[f"{name}.tp_ref"]
-            if wrong or missed:
-                parts.append(f"{name}: {wrong:g} of {said:g} wrong, {missed:g} missed")
-        return "; ".join(parts) or "all right"
-
-    return [note(row) for row in counts]
+            parts.append(f"{name}: {wrong:g} of {said:g} wrong, {missed:g} missed")
+    return "; ".join(parts) or "all right"
 
 
-def mean_tokens(records: Sequence[CaptionRecord]) -> float:
-    """Mean length in tokens."""
-    return float(np.mean([r.caption.num_tokens for r in records]))
+def _is_right(row: Mapping[str, float], name: str) -> bool:
+    return (
+        row[f"{name}.tp_pred"] == row[f"{name}.pred"]
+        and row[f"{name}.tp_ref"] == row[f"{name}.ref"]
+    )

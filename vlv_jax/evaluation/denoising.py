@@ -6,6 +6,7 @@ give the lowest loss, they carry at least what the caption carries.
 """
 
 import functools
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from vlv_jax.encoding import (
     draw_latents,
     latent_moments,
 )
+from vlv_jax.evaluation.examples import columns_of, examples_file, save_examples
 from vlv_jax.evaluation.heldout import Subject, collect, heldout_batches
 from vlv_jax.evaluation.reconstruction import add_comparison
 from vlv_jax.evaluation.report import Report
@@ -88,7 +90,7 @@ def encode_examples(subject: Subject, count: int) -> dict[str, Any]:
 
     Returns:
       `z` float32 [n, Q, E], `mean` and `logvar` of the VAE [n, h, w, c], `index` int32 [n],
-      `caption` texts.
+      `caption` texts, `ids`.
     """
     auto = subject.autoencoder
 
@@ -97,7 +99,7 @@ def encode_examples(subject: Subject, count: int) -> dict[str, Any]:
         mean, logvar = jax.device_get(moments)
         return {
             "z": auto.encode_views(batch["florence_image"]), "mean": mean, "logvar": logvar,
-            "index": batch["index"], "caption": batch["caption"],
+            "ids": batch["ids"], "index": batch["index"], "caption": batch["caption"],
         }  # fmt: skip
 
     return collect(heldout_batches(subject, count), compute)
@@ -153,17 +155,26 @@ def _condition_inputs(encoded: Mapping[str, Any], tokenizer: Any, length: int):
 
 
 def report_denoising(
-    report: Report, section: str, subject: Subject, losses: Mapping[str, np.ndarray]
+    report: Report, section: str, subject: Subject, count: int, out: pathlib.Path
 ) -> None:
-    """Adds `stage1.denoising_loss.*` (`stage2.` for a stage-2 run) and their differences."""
-    config = subject.evaluation
+    """Adds `stage1.denoising_loss.*` (`stage2.` for a stage-2 run) and their differences.
+
+    The losses of every one of the `count` images are saved in `out`.
+    """
+    config, name = subject.evaluation, f"stage{subject.experiment.stage}.denoising_loss"
+    encoded = encode_examples(subject, count)
+    losses = compare_conditions(subject, encoded)
+    columns = {f"{name}.{condition}": column for condition, column in losses.items()}
+    save_examples(out / examples_file(group_of(subject)), columns_of(encoded["ids"], columns))
     settings = {
         "timesteps_per_image": config.timesteps_per_image,
         "noise_seed": config.seed,
         "bootstrap_samples": config.bootstrap_samples,
         "loss": "mean squared error of the predicted noise, unweighted",
     }
-    add_comparison(
-        report, section, f"stage{subject.experiment.stage}.denoising_loss", losses,
-        options=subject.bootstrap, settings=settings,
-    )  # fmt: skip
+    add_comparison(report, section, name, losses, options=subject.bootstrap, settings=settings)
+
+
+def group_of(subject: Subject) -> str:
+    """Both stages' losses can be in one section."""
+    return f"stage{subject.experiment.stage}.denoising"

@@ -1,6 +1,7 @@
 """Redrawing held-out images from what VLV keeps of them, from captions, and from nothing."""
 
 import functools
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,13 +11,19 @@ import numpy as np
 
 from core_jax.data.processors import ImageProcessor
 from vlv_jax.evaluation.bootstrap import bootstrap_difference, bootstrap_mean
-from vlv_jax.evaluation.captions import CaptionRecord, score_notes, score_records
+from vlv_jax.evaluation.captions import CaptionRecord, score_note, score_records, verdict
+from vlv_jax.evaluation.examples import columns_of, examples_file, save_examples
 from vlv_jax.evaluation.frechet import frechet_distance
 from vlv_jax.evaluation.heldout import Subject, collect, heldout_batches
-from vlv_jax.evaluation.report import GalleryRow, Report
+from vlv_jax.evaluation.report import Report
+from vlv_jax.evaluation.report_images import GalleryRow
 from vlv_jax.networks import FLORENCE2, Networks
 
+GROUP = "reconstruction"
 CONDITIONS = ("vlv", "caption", "none", "wrong_image")
+_OTHERS = {
+    "caption": "from the true caption", "none": "from nothing", "wrong_image": "from another image",
+}  # fmt: skip
 _FRECHET_RESAMPLES = 100
 PAIRS = (
     ("vlv", "caption"), ("vlv", "none"), ("vlv", "wrong_image"), ("caption", "none"),
@@ -181,8 +188,9 @@ def report_reconstruction(
     subject: Subject,
     drawn: Mapping[str, Any],
     records: Sequence[CaptionRecord],
+    out: pathlib.Path,
 ) -> list[str]:
-    """Adds `reconstruction.*` and the gallery to a report.
+    """Adds `reconstruction.*` and the gallery to a report, and saves each image's distances.
 
     Args:
       report: where to.
@@ -190,6 +198,7 @@ def report_reconstruction(
       subject: what is evaluated.
       drawn: from `redraw_examples`.
       records: captions; those of the redrawn images are shown beside them. May be empty.
+      out: the folder of the report.
 
     Returns:
       What was left out, and why.
@@ -198,7 +207,11 @@ def report_reconstruction(
     settings: dict[str, Any] = {
         f"sampling.{n}": getattr(sampling, n) for n in ("sampler", "num_steps", "guidance", "seed")
     }
-    settings |= {"bootstrap_samples": subject.evaluation.bootstrap_samples}
+    settings |= {
+        "stage": subject.experiment.stage,
+        "bootstrap_samples": subject.evaluation.bootstrap_samples,
+        "davit": "Florence-2's image features, the ones that VLV reads",
+    }
     if "caption" in drawn:
         settings["captions_cut"] = cut_fraction(subject, drawn["caption_text"])
     features = {
@@ -206,14 +219,16 @@ def report_reconstruction(
         for name in ("original", *CONDITIONS)
         if name in drawn
     }
+    columns: dict[str, np.ndarray] = {}
     for name, values in measure(drawn, features).items():
+        columns |= {f"reconstruction.{name}.{c}": column for c, column in values.items()}
         add_comparison(report, section, f"reconstruction.{name}", values,
                        options=subject.bootstrap, settings=settings)  # fmt: skip
+    save_examples(out / examples_file(GROUP), columns_of(drawn["ids"], columns))
     report.add_gallery(
         section, "Original, redrawn, captioned", gallery(subject, drawn, records),
-        note="'vlv' is redrawn from the image's caption embeddings, 'caption' from its true "
-        "caption, 'none' from the empty one, 'wrong_image' from the next image's embeddings; all "
-        "from the same noise. davit_* compare Florence-2's image features, the ones VLV reads.",
+        note="Redrawn from the image's caption embeddings. For comparison, from the same noise: "
+        "from its true caption, from the empty caption, from the next image's embeddings.",
     )  # fmt: skip
     missing = [c for c in CONDITIONS if c not in drawn]
     return [
@@ -233,21 +248,21 @@ def cut_fraction(subject: Subject, captions: Sequence[str]) -> float:
 def gallery(
     subject: Subject, drawn: Mapping[str, Any], records: Sequence[CaptionRecord]
 ) -> list[GalleryRow]:
-    """One row an image: original, what each condition drew, what was written."""
+    """One row an image: original, redrawn, what was written and what the scorer says of it."""
     written = {r.id: r for r in records}
     shown = [written[i] for i in drawn["ids"] if i in written]
     counts = score_records(subject, shown, []) if shown else None
-    notes = dict(zip([r.id for r in shown], score_notes(counts), strict=True)) if counts else {}
+    scored = dict(zip([r.id for r in shown], counts, strict=True)) if counts else {}
     rows = []
     for i, name in enumerate(drawn["ids"]):
-        images = {"original": drawn["original"][i]}
-        images |= {c: drawn[c][i] for c in CONDITIONS if c in drawn}
         rows.append(
             GalleryRow(
-                images=images,
+                images={"original": drawn["original"][i], "redrawn": drawn["vlv"][i]},
+                more={text: drawn[c][i] for c, text in _OTHERS.items() if c in drawn},
                 caption=written[name].caption.text if name in written else None,
                 reference=drawn["caption_text"][i] or None,
-                note=notes.get(name),
+                verdict=verdict(scored[name]) if name in scored else {},
+                note=score_note(scored[name]) if name in scored else None,
                 id=name,
             )
         )

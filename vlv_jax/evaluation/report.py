@@ -1,20 +1,21 @@
 """report.json, which programs read, and report.html, which people read, from several commands.
 
 Each command makes a `Report`, adds what it measured under its own section and writes it into the
-same directory. What other commands wrote there stays; what has the same section and name is
-replaced. Numbers are in report.json, nested by the dots in section and name:
+same directory. Numbers are in report.json, nested by the dots in section and name:
 
     report.add_metric("vlv", "stage1.denoising_loss.caption", 0.12, n=500, seed=0,
                       interval=(0.11, 0.13))
 
 is found at report["vlv"]["stage1"]["denoising_loss"]["caption"]["value"]. Tables, plots and
 pictures are kept for the page in report_parts/, one file a section.
+
+Within a section, what is measured together is a group (`Report.begin_group`). Writing a group
+replaces the whole group that was there, so that nothing of an older measurement with other
+settings is left among the new numbers. Groups that were not measured again stay, with their own
+provenance, and so do other sections. A name is in one group of a section: the one written last.
 """
 
-import base64
-import dataclasses
 import datetime
-import io
 import json
 import math
 import os
@@ -24,49 +25,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vlv_jax.evaluation.bootstrap import Estimate
 from vlv_jax.evaluation.report_html import render
+from vlv_jax.evaluation.report_images import GalleryRow, encode_rows
 
-FORMAT = 1
+FORMAT = 2
 _KINDS = ("metrics", "tables", "plots", "galleries")
-# Pictures up to this side are kept exact and shown with hard pixel edges.
-_SMALL = 128
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GalleryRow:
-    """One example of a gallery.
-
-    Attributes:
-        images: Name ("original", "redrawn", ...) -> picture: a uint8 array [h, w, 3] or [h, w], a
-            PIL image, or the path or the bytes of an image file.
-        caption: What the model wrote, or None.
-        reference: What it should have written, or None.
-        note: Anything else, for instance what is wrong with the caption.
-        id: The example's name.
-    """
-
-    images: Mapping[str, Any]
-    caption: str | None = None
-    reference: str | None = None
-    note: str | None = None
-    id: str | None = None
 
 
 class Report:
     """Collects numbers, tables, plots and pictures, and writes them.
 
     Args:
-        title: Heading of the page; the last command that writes decides.
-        provenance: Facts about the run (command, commit, versions); shown and kept per section.
+        title: Heading of the page; the last command that writes decides. None keeps the one that
+            is there.
+        provenance: Facts about the run (command, commit, versions); kept and shown per group.
     """
 
-    def __init__(self, title: str, provenance: Mapping[str, Any] | None = None):
+    def __init__(self, title: str | None, provenance: Mapping[str, Any] | None = None):
         self.title = title
         self._provenance = dict(provenance or {})
-        self._sections: dict[str, dict] = {}
+        self._group = "main"
+        self._sections: dict[str, dict[str, dict]] = {}
+
+    def begin_group(self, name: str) -> None:
+        """What is added from now on, to any section, belongs to this group."""
+        self._group = name
 
     def add_metric(
         self,
@@ -188,20 +173,15 @@ class Report:
     def add_gallery(
         self, section: str, title: str, rows: Sequence[GalleryRow], note: str = ""
     ) -> None:
-        """Adds pictures with their captions; they are embedded in the page."""
-        self._section(section)["galleries"][title] = {
-            "rows": [
-                {
-                    "images": {name: encode_image(image) for name, image in row.images.items()},
-                    "caption": row.caption,
-                    "reference": row.reference,
-                    "note": row.note,
-                    "id": row.id,
-                }
-                for row in rows
-            ],
-            "note": note,
-        }
+        """Adds pictures with their captions; they are embedded in the page.
+
+        Large ones are shrunk, and if they still weigh too much the last rows are left out and the
+        note says so.
+        """
+        kept = encode_rows(rows)
+        if len(kept) < len(rows):
+            note = f"{note} Shown are the first {len(kept)} of {len(rows)} examples.".strip()
+        self._section(section)["galleries"][title] = {"rows": kept, "note": note}
 
     def write(self, directory: str | os.PathLike) -> Path:
         """Writes report.json and report.html, keeping what other commands wrote there.
@@ -214,73 +194,66 @@ class Report:
 
         Raises:
             ValueError: A metric's name is also the beginning of another's, or what is there was
-                written by a newer version.
+                written by another version.
         """
         root = Path(directory)
         parts_dir = root / "report_parts"
         parts_dir.mkdir(parents=True, exist_ok=True)
         parts = _read_parts(parts_dir)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        changed = []
-        for name, section in self._sections.items():
-            part = parts.setdefault(name, {"name": name, **{kind: {} for kind in _KINDS}})
-            part |= {"format": FORMAT, "written": now}
-            part["provenance"] = {**part.get("provenance", {}), **_plain(self._provenance)}
-            for kind in _KINDS:
-                part[kind].update(section[kind])
-            changed.append(part)
+        facts = {"written": now, "provenance": _plain(self._provenance)}
+        for name, groups in self._sections.items():
+            part = parts.setdefault(name, {"format": FORMAT, "name": name, "groups": {}})
+            for group, content in groups.items():
+                _forget_names(part["groups"], group, content)
+                part["groups"][group] = facts | content
         numbers = _nested(parts)  # before anything is written: it may raise
+        title = self.title or _old_title(root / "report.json")
         numbers["report"] = {
-            "title": self.title,
+            "title": title,
             "format": FORMAT,
             "sections": {
-                name: {"written": part["written"], "provenance": part["provenance"]}
+                name: {
+                    group: {key: content[key] for key in ("written", "provenance")}
+                    for group, content in part["groups"].items()
+                }
                 for name, part in parts.items()
             },
         }
-        for part in changed:
-            _replace(parts_dir / f"{_file_name(part['name'])}.json", _dump(part, indent=None))
+        for name in self._sections:
+            text = _dump(parts[name], indent=None)
+            _replace(parts_dir / f"{_file_name(name)}.json", text)
         _replace(root / "report.json", _dump(numbers, indent=2))
         page = root / "report.html"
-        _replace(page, render(self.title, list(parts.values())))
+        _replace(page, render(title, list(parts.values())))
         return page
 
     def _section(self, name: str) -> dict:
         if not name or name.split(".")[0] == "report":
             raise ValueError(f"a section cannot be named {name!r}")
-        return self._sections.setdefault(name, {kind: {} for kind in _KINDS})
+        groups = self._sections.setdefault(name, {})
+        return groups.setdefault(self._group, {kind: {} for kind in _KINDS})
 
 
-def encode_image(image: Any) -> dict[str, Any]:
-    """Returns {"uri", "width", "height"} of a picture, as PNG if small, else JPEG.
+def metrics_of_part(part: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> metric of all groups of a stored section."""
+    return {n: m for group in part["groups"].values() for n, m in group["metrics"].items()}
 
-    Raises:
-        ValueError: An array that is not uint8 [h, w], [h, w, 1] or [h, w, 3].
-    """
-    if isinstance(image, Image.Image):
-        picture = image
-    elif isinstance(image, bytes):
-        picture = Image.open(io.BytesIO(image))
-    elif isinstance(image, str | os.PathLike):
-        picture = Image.open(image)
-    else:
-        array = np.asarray(image)
-        is_grey = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 1)
-        if array.dtype != np.uint8 or not (is_grey or (array.ndim == 3 and array.shape[-1] == 3)):
-            raise ValueError(
-                f"a picture must be uint8 [h, w, 3] or [h, w], got {array.dtype} {array.shape}"
-            )
-        picture = Image.fromarray(array.reshape(array.shape[:2]) if is_grey else array)
-    picture, buffer = picture.convert("RGB"), io.BytesIO()
-    if max(picture.size) <= _SMALL:
-        kind = "png"
-        picture.save(buffer, "PNG", optimize=True)
-    else:
-        kind = "jpeg"
-        picture.save(buffer, "JPEG", quality=88)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    width, height = picture.size
-    return {"uri": f"data:image/{kind};base64,{data}", "width": width, "height": height}
+
+def _forget_names(groups: dict[str, dict], new_name: str, new: Mapping[str, Any]) -> None:
+    """Takes names that a new group brings out of the other groups; empty ones go."""
+    for name in [n for n in groups if n != new_name]:
+        for kind in _KINDS:
+            for item in new[kind]:
+                groups[name][kind].pop(item, None)
+        if not any(groups[name][kind] for kind in _KINDS):
+            del groups[name]
+
+
+def _old_title(file: Path) -> str:
+    if not file.is_file():
+        return "Report"
+    return json.loads(file.read_text(encoding="utf-8")).get("report", {}).get("title", "Report")
 
 
 def _number(value: Any) -> float | int | None:
@@ -305,7 +278,7 @@ def _nested(parts: Mapping[str, dict]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     leaves: set[tuple[str, ...]] = set()
     for section, part in parts.items():
-        for name, entry in part["metrics"].items():
+        for name, entry in metrics_of_part(part).items():
             path = tuple(f"{section}.{name}".split("."))
             node = tree
             for depth, step in enumerate(path[:-1]):

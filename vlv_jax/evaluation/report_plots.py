@@ -8,6 +8,7 @@ from typing import Any
 # Axes of the drawing in user units; the page scales it.
 _WIDTH, _HEIGHT = 480, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 12, 12, 50
+_LONGEST = 24  # characters of a bar's name
 # Distinguishable by the colour-blind and on light and dark paper (Okabe and Ito, 2008).
 COLOURS = ("#0a84c6", "#e07b00", "#12a37a", "#c45aa0", "#b8a100", "#d4492a", "#5cb3e6", "#8a8a8a")
 
@@ -18,16 +19,30 @@ def draw(plot: dict[str, Any], title: str) -> str:
     if body is None:
         return "<p class='note'>No finite values to plot.</p>"
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    height = _HEIGHT + _slant_room(plot)
     labels = (
-        f"<text x='{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}' y='{_HEIGHT - 8}' class='label' "
+        f"<text x='{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}' y='{height - 8}' class='label' "
         f"text-anchor='middle'>{html.escape(plot['x_label'])}</text>"
         f"<text transform='translate(14 {middle:.0f}) rotate(-90)' class='label' "
         f"text-anchor='middle'>{html.escape(plot['y_label'])}</text>"
     )
     return (
-        f"<svg class='plot' viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' "
+        f"<svg class='plot' viewBox='0 0 {_WIDTH} {height}' role='img' "
         f"aria-label='{html.escape(title, quote=True)}'>{body}{labels}</svg>{_legend(plot)}"
     )
+
+
+def _bar_labels(plot: dict[str, Any]) -> list[str]:
+    points = [point for columns in plot["series"].values() for point in _points(columns)]
+    return list(dict.fromkeys(str(point[0]) for point in points))
+
+
+def _slant_room(plot: dict[str, Any]) -> int:
+    """Height below the drawing for the names of bars that are too long to stand side by side."""
+    labels = _bar_labels(plot) if plot["kind"] == "bar" else []
+    longest = max(map(len, labels), default=0)
+    slot = (_WIDTH - _LEFT - _RIGHT) / max(1, len(labels))
+    return 0 if longest * 7 <= slot else round(min(longest, _LONGEST) * 4.4)
 
 
 def _legend(plot: dict[str, Any]) -> str:
@@ -155,7 +170,7 @@ def _bars(plot: dict[str, Any]) -> str | None:
     everything = [point for points in series.values() for point in points]
     if not everything:
         return None
-    labels = list(dict.fromkeys(str(point[0]) for point in everything))
+    labels = _bar_labels(plot)
     up = _Axis(_spread(everything), _HEIGHT - _BOTTOM, _TOP, zero=True)
     slot = (_WIDTH - _LEFT - _RIGHT) / len(labels)
     width = min(54.0, slot * 0.8 / len(series))
@@ -176,12 +191,13 @@ def _bars(plot: dict[str, Any]) -> str | None:
     parts.append(
         f"<line x1='{_LEFT}' x2='{_WIDTH - _RIGHT}' y1='{base:.1f}' y2='{base:.1f}' class='axis'/>"
     )
+    turn = _slant_room(plot) > 0
     for i, label in enumerate(labels):
-        x = _LEFT + slot * (i + 0.5)
-        room = max(4, int(slot / 7))
-        short = label if len(label) <= room else label[: room - 1] + "…"
-        parts.append(
-            f"<text x='{x:.1f}' y='{_HEIGHT - _BOTTOM + 18}' text-anchor='middle'>"
-            f"{html.escape(short)}<title>{html.escape(label)}</title></text>"
-        )
+        x, y = _LEFT + slot * (i + 0.5), _HEIGHT - _BOTTOM + 18
+        short = label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "…"
+        how = (
+            f"transform='translate({x + 4:.1f} {y - 4}) rotate(-40)' text-anchor='end'"
+            if turn else f"x='{x:.1f}' y='{y}' text-anchor='middle'"
+        )  # fmt: skip
+        parts.append(f"<text {how}>{html.escape(short)}<title>{html.escape(label)}</title></text>")
     return "".join(parts)

@@ -1,27 +1,33 @@
 """Everything that `python -m vlv_jax.evaluate` measures, in one report."""
 
 import dataclasses
+import difflib
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from core_jax.train.run_record import versions
-from vlv_jax.evaluation.captions import (
-    FILE,
-    CaptionRecord,
-    report_captions,
-    save_captions,
-    write_captions,
-)
+from vlv_jax.evaluation.answering import report_questions
+from vlv_jax.evaluation.captions import CaptionRecord, report_captions, write_captions
+from vlv_jax.evaluation.denoising import group_of, report_denoising
 from vlv_jax.evaluation.heldout import Subject
 from vlv_jax.evaluation.reconstruction import redraw_examples, report_reconstruction
 from vlv_jax.evaluation.report import Report
+from vlv_jax.evaluation.scorers import load_scorer
 from vlv_jax.experiment import Experiment
-from vlv_jax.inference import load_pair
-from vlv_jax.workdir import WorkdirError, experiment_to_use, is_export, newest_step
+from vlv_jax.inference import Autoencoder, Captioner, load_pair
+from vlv_jax.workdir import (
+    WorkdirError,
+    experiment_to_use,
+    exported_model,
+    is_export,
+    newest_step,
+)
 
 PARTS = ("captions", "reconstruction", "denoising", "vqa")
+_NEED_DECODER = {"reconstruction", "denoising"}
+_NEED_LANGUAGE_MODEL = {"captions", "vqa"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,25 +50,49 @@ class Request:
     instruction: str = ""
 
     def __post_init__(self):
-        unknown = sorted(set(self.parts) - set(PARTS))
-        if unknown or not self.parts:
-            raise ValueError(f"parts {unknown} are not among {', '.join(PARTS)}")
+        problem = problem_with_parts(self.parts)
+        if problem:
+            raise ValueError(problem)
 
 
-def load_subject(path: pathlib.Path, given: Experiment) -> Subject:
+def problem_with_parts(parts: Sequence[str]) -> str:
+    """What is wrong with a choice of parts; empty if nothing is."""
+    known = ", ".join(PARTS)
+    for part in parts:
+        if part not in PARTS:
+            near = difflib.get_close_matches(part, PARTS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            return f"there is no part {part!r}; {hint}(known: {known})"
+    return "" if parts else f"name at least one part of {known}"
+
+
+def load_subject(path: pathlib.Path, given: Experiment, parts: Sequence[str] = PARTS) -> Subject:
     """A run, or an export of one, with the given config's evaluation and sampling.
 
+    Args:
+      path: the working directory of a run, or an exported directory.
+      given: the config; what the run itself is comes from the run.
+      parts: what will be measured; networks that none of it needs are not loaded.
+
     Raises:
-      WorkdirError: neither, or the config has no evaluation part.
+      WorkdirError: neither a run nor an export, the config has no evaluation part, or captions are
+        all that is asked of a run of stage 1.
     """
     if given.evaluation is None:
         raise WorkdirError("the config has no `evaluation` part, so nothing says on which images")
     if is_export(path):
-        autoencoder, captioner = load_pair(path)
-        experiment = given
+        used, model = None, exported_model(path)
+        experiment = dataclasses.replace(given, stage=2 if model.language_model else 1, model=model)
     else:
-        experiment = experiment_to_use(path, given)
-        autoencoder, captioner = load_pair(path, experiment=experiment)
+        used = experiment = experiment_to_use(path, given)
+    if not _NEED_DECODER & set(parts):
+        captioner = Captioner.from_pretrained(path, experiment=used)
+        fields = {f.name: getattr(captioner, f.name) for f in dataclasses.fields(captioner)}
+        autoencoder = Autoencoder(**fields)
+    elif not _NEED_LANGUAGE_MODEL & set(parts):
+        autoencoder, captioner = Autoencoder.from_pretrained(path, experiment=used), None
+    else:
+        autoencoder, captioner = load_pair(path, experiment=used)
     autoencoder.sampling = given.sampling
     if captioner is not None:
         captioner.sampling = given.sampling
@@ -77,7 +107,7 @@ def evaluate(
     provenance: dict[str, Any],
     say: Callable[[str], None] = print,
 ) -> Report:
-    """Measures what was asked; writes report.json, report.html and evaluated_captions.jsonl.
+    """Measures what was asked; writes report.json, report.html and evaluated_*.jsonl.
 
     The report is written after every part, so that an interrupted evaluation leaves what it had.
 
@@ -88,19 +118,34 @@ def evaluate(
       provenance: facts for the report.
       say: gets a line for every part, and for everything that is left out.
     """
+    if "captions" in request.parts and subject.captioner is not None:
+        check_scorer(subject)  # before anything slow
     out.mkdir(parents=True, exist_ok=True)
-    report = Report(request.title, provenance)
-    records: list[CaptionRecord] = []
+    job = _Job(Report(request.title, provenance), subject, request, out)
     for part in PARTS:
         if part not in request.parts:
             continue
         started = time.perf_counter()
-        skipped = _PARTS[part](report, subject, request, out, records)
-        for line in skipped:
+        job.report.begin_group(part)
+        for line in _PARTS[part](job):
             say(f"left out: {line}")
-        report.write(out)
+        job.report.write(out)
         say(f"{part}: {time.perf_counter() - started:.1f} s")
-    return report
+    return job.report
+
+
+def check_scorer(subject: Subject) -> None:
+    """Finds the config's scorer.
+
+    Raises:
+      WorkdirError: it cannot be imported, or is none.
+    """
+    path = subject.evaluation.scorer
+    try:
+        if path:
+            load_scorer(path)
+    except (ValueError, ImportError) as error:
+        raise WorkdirError(f"evaluation.scorer: {error}") from error
 
 
 def provenance_of(path: pathlib.Path, subject: Subject) -> dict[str, Any]:
@@ -113,51 +158,62 @@ def provenance_of(path: pathlib.Path, subject: Subject) -> dict[str, Any]:
     }
 
 
-def _captions(report, subject: Subject, request: Request, out, records) -> list[str]:
-    if subject.captioner is None:
-        return ["captions: a stage-1 run writes none"]
-    count = subject.evaluation.num_captions
-    if not count:
-        return ["captions: evaluation.num_captions is 0"]
-    records += write_captions(subject, count)
-    save_captions(out / FILE, records)
-    return report_captions(report, request.section, subject, records)
+@dataclasses.dataclass
+class _Job:
+    """What the parts of one evaluation share."""
+
+    report: Report
+    subject: Subject
+    request: Request
+    out: pathlib.Path
+    records: list[CaptionRecord] = dataclasses.field(default_factory=list)
+
+    def captions(self) -> list[CaptionRecord]:
+        """Captions of the held-out images, written when first needed."""
+        if not self.records:
+            self.records = write_captions(self.subject, self.subject.evaluation.num_captions)
+        return self.records
+
+    @property
+    def no_captions(self) -> str:
+        """Why there can be none; empty if there can."""
+        if self.subject.captioner is None:
+            return "a stage-1 run writes none"
+        return "" if self.subject.evaluation.num_captions else "evaluation.num_captions is 0"
 
 
-def _reconstruction(report, subject: Subject, request: Request, out, records) -> list[str]:
-    del out
-    count = subject.evaluation.num_redrawn
+def _captions(job: _Job) -> list[str]:
+    if job.no_captions:
+        return [f"captions: {job.no_captions}"]
+    return report_captions(job.report, job.request.section, job.subject, job.captions(), job.out)
+
+
+def _reconstruction(job: _Job) -> list[str]:
+    count = job.subject.evaluation.num_redrawn
     if not count:
         return ["reconstruction: evaluation.num_redrawn is 0"]
-    drawn = redraw_examples(subject, count)
-    return report_reconstruction(report, request.section, subject, drawn, records)
-
-
-def _denoising(report, subject: Subject, request: Request, out, records) -> list[str]:
-    del out, records
-    from vlv_jax.evaluation.denoising import (
-        compare_conditions,
-        encode_examples,
-        report_denoising,
+    drawn = redraw_examples(job.subject, count)
+    # Captions stand beside the pictures only if they were asked for.
+    return report_reconstruction(
+        job.report, job.request.section, job.subject, drawn, job.records, job.out
     )
 
-    count = subject.evaluation.num_denoising
+
+def _denoising(job: _Job) -> list[str]:
+    count = job.subject.evaluation.num_denoising
     if not count:
         return ["denoising comparison: evaluation.num_denoising is 0"]
-    losses = compare_conditions(subject, encode_examples(subject, count))
-    report_denoising(report, request.section, subject, losses)
+    job.report.begin_group(group_of(job.subject))
+    report_denoising(job.report, job.request.section, job.subject, count, job.out)
     return []
 
 
-def _vqa(report, subject: Subject, request: Request, out, records) -> list[str]:
-    del out
-    if not request.answerer:
+def _vqa(job: _Job) -> list[str]:
+    if not job.request.answerer:
         return ["questions: no language model to answer them (--answerer)"]
-    if not records:
-        return ["questions: there are no captions to answer from"]
-    from vlv_jax.evaluation.answering import report_questions
-
-    return report_questions(report, subject, request, records)
+    if job.no_captions:
+        return [f"questions: there are no captions to answer from, {job.no_captions}"]
+    return report_questions(job.report, job.subject, job.request, job.captions(), job.out)
 
 
 _PARTS = {

@@ -29,7 +29,7 @@ from vlv_jax.evaluation.bootstrap import (
 
 Counts = Mapping[str, float]
 Scorer = Callable[[Sequence[Any], Sequence[str]], Sequence[Counts]]
-_PARTS = ("tp_pred", "pred", "tp_ref", "ref")
+PARTS = ("tp_pred", "pred", "tp_ref", "ref")
 
 
 def load_scorer(path: str) -> Scorer:
@@ -97,17 +97,17 @@ def run_scorer(
 
 def _metrics(names: set[str]) -> tuple[list[str], list[str]]:
     """Splits names into metrics of four counts and plain numbers."""
-    counted = sorted({n.rpartition(".")[0] for n in names if n.rpartition(".")[2] in _PARTS})
-    missing = [f"{m}.{part}" for m in counted for part in _PARTS if f"{m}.{part}" not in names]
+    counted = sorted({n.rpartition(".")[0] for n in names if n.rpartition(".")[2] in PARTS})
+    missing = [f"{m}.{part}" for m in counted for part in PARTS if f"{m}.{part}" not in names]
     if missing:
         raise ValueError(f"the scorer's counts lack {', '.join(missing)}")
-    plain = sorted(n for n in names if n.rpartition(".")[2] not in _PARTS)
+    plain = sorted(n for n in names if n.rpartition(".")[2] not in PARTS)
     return counted, plain
 
 
 def count_rows(counts: Sequence[Counts], metric: str) -> np.ndarray:
     """Returns the counts of one metric, [n, 4]: rows for `bootstrap.micro_f1`."""
-    return np.array([[row[f"{metric}.{part}"] for part in _PARTS] for row in counts], np.float64)
+    return np.array([[row[f"{metric}.{part}"] for part in PARTS] for row in counts], np.float64)
 
 
 def aggregate(counts: Sequence[Counts], **options) -> dict[str, Estimate]:

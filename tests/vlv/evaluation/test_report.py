@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from vlv_jax.evaluation.bootstrap import bootstrap_mean
-from vlv_jax.evaluation.report import GalleryRow, Report, encode_image
-from vlv_jax.evaluation.report_html import number_text
+from vlv_jax.evaluation.report import GalleryRow, Report
+from vlv_jax.evaluation.report_images import encode_image, encode_rows
 from vlv_jax.evaluation.report_plots import draw, tick_text
+from vlv_jax.evaluation.report_text import interval_text, number_text, setting_text
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
@@ -25,6 +26,8 @@ def _picture(rng, side=8):
 
 def _filled(rng, text="plain"):
     report = Report(text, provenance={"command": text})
+    report.begin_group(text)
+    report.add_metric("caption", "caption.object_f1", 0.8, n=5, settings={text: text})
     report.add_metric("caption", "object_f1", 0.8125, n=500, seed=0, interval=(0.79, 0.83),
                       settings={"beams": 4, "note": text})  # fmt: skip
     report.add_table("caption", text, ["name", text], [[text, 1.5], ["b", None]], note=text)
@@ -33,7 +36,10 @@ def _filled(rng, text="plain"):
     report.add_plot("caption", text, line, x_label=text, y_label=text, note=text, log_x=True)
     report.add_plot("caption", "bars", {text: {"x": [text, "b"], "y": [1, -2]}}, kind="bar")
     images = {text: _picture(rng), "redrawn": Image.new("RGB", (300, 200), "red")}
-    row = GalleryRow(images=images, caption=text, reference=text, note=text, id=text)
+    row = GalleryRow(
+        images=images, more={text: _picture(rng)}, caption=text, reference=text,
+        verdict={text: True, text + "3": False}, note=text, id=text,
+    )  # fmt: skip
     report.add_gallery("caption", text, [row], note=text)
     return report
 
@@ -49,7 +55,8 @@ def test_numbers_have_their_n_seed_interval_and_settings(tmp_path, rng):
         "level": 0.95,
         "settings": {"beams": 4, "note": "plain"},
     }
-    assert written["report"]["sections"]["caption"]["provenance"] == {"command": "plain"}
+    groups = written["report"]["sections"]["caption"]
+    assert groups["plain"]["provenance"] == {"command": "plain"}
 
 
 def test_names_nest_and_estimates_bring_their_interval(tmp_path):
@@ -68,30 +75,111 @@ def test_names_nest_and_estimates_bring_their_interval(tmp_path):
     assert "not finite" in (tmp_path / "report.html").read_text()
 
 
+def _measured(directory, group, *, provenance=None, section="caption", title="t", **metrics):
+    report = Report(title, provenance=provenance)
+    report.begin_group(group)
+    for name, value in metrics.items():
+        report.add_metric(section, name, value, n=20)
+    report.write(directory)
+    return json.loads((directory / "report.json").read_text())
+
+
 def test_commands_share_a_report(tmp_path, rng):
     _filled(rng).write(tmp_path)
-    other = Report("second", provenance={"commit": "abc"})
-    other.add_metric("vqa", "accuracy", 0.5, n=10)
-    other.add_metric("caption", "object_f1", 0.9, n=20)
-    other.add_metric("caption", "bleu_4", 0.3, n=20)
-    other.write(tmp_path)
-    written = json.loads((tmp_path / "report.json").read_text())
-    assert written["caption"]["object_f1"]["value"] == 0.9
+    written = _measured(tmp_path, "bleu", bleu_4=0.3, object_f1=0.9, provenance={"commit": "abc"})
+    written = _measured(tmp_path, "vqa", section="vqa", accuracy=0.5)
+    assert written["caption"]["object_f1"]["value"] == 0.9  # in one group, the newest
     assert written["caption"]["bleu_4"]["value"] == 0.3
-    assert written["vqa"]["accuracy"]["n"] == 10
+    assert written["vqa"]["accuracy"]["n"] == 20
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<img") == 2  # the first command's gallery is still there
-    assert written["report"]["sections"]["caption"]["provenance"] == {
-        "command": "plain",
-        "commit": "abc",
-    }
+    assert page.count("<img") == 3  # the first command's gallery is still there
+    groups = written["report"]["sections"]["caption"]
+    assert groups["plain"]["provenance"] == {"command": "plain"}
+    assert groups["bleu"]["provenance"] == {"commit": "abc"}
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_group_that_is_measured_again_is_replaced_as_a_whole(tmp_path, rng):
+    _filled(rng).write(tmp_path)
+    _measured(tmp_path, "other", rouge_l=0.1)
+    _measured(tmp_path, "plain", section="elsewhere", m=1.0)
+    written = _measured(tmp_path, "plain", cider_d=1.5)  # the group of `_filled`
+    assert written["caption"].keys() == {"cider_d", "rouge_l"}
+    assert written["elsewhere"]["m"]["value"] == 1.0
+    page = (tmp_path / "report.html").read_text()
+    assert "<img" not in page  # its gallery, plots and tables went with it
+    assert "<svg" not in page
+    assert written["report"]["sections"]["caption"]["plain"]["provenance"] == {}
+    # A group that nothing was added to was not measured.
+    report = Report("t")
+    report.begin_group("plain")
+    report.write(tmp_path)
+    assert "cider_d" in json.loads((tmp_path / "report.json").read_text())["caption"]
+
+
+def test_a_group_whose_names_all_moved_is_gone(tmp_path):
+    _measured(tmp_path, "old", a=1.0)
+    written = _measured(tmp_path, "new", a=2.0)
+    assert written["report"]["sections"]["caption"].keys() == {"new"}
+
+
+def test_the_title_stays_if_none_is_given(tmp_path):
+    assert _measured(tmp_path, "a", title=None, x=1.0)["report"]["title"] == "Report"
+    _measured(tmp_path, "a", title="first", x=1.0)
+    assert _measured(tmp_path, "b", title=None, y=1.0)["report"]["title"] == "first"
+
+
+def test_headlines_and_pictures_come_first_and_provenance_last(tmp_path, rng):
+    page = _filled(rng).write(tmp_path).read_text()
+    order = [page.index(x) for x in
+             ("class='card'", "<img", "<svg class='plot'", "<table", "<pre>")]  # fmt: skip
+    assert order == sorted(order)
+    assert page.count("class='card'") == 1  # object_f1 without its prefix is no headline
+
+
+def test_headlines_say_what_they_are_worth(tmp_path):
+    report = Report("t")
+    for name, value in (("vlv", 0.8), ("true_caption", 0.9), ("no_caption", 0.25)):
+        report.add_metric("vlv", f"vqa.accuracy.{name}", value, n=7, interval=(value - 0.1, 0.95))
+    page = report.write(tmp_path).read_text()
+    card = page[page.index("<div class='card'>") : page.index("</div></div>")]
+    assert "<b>0.800</b>" in card
+    assert "[0.700, 0.950] n\u00a0=\u00a07" in card
+    assert "ceiling, true captions 0.900" in card
+    assert "floor, no caption 0.250" in card
+
+
+def test_settings_that_all_share_are_said_once(tmp_path):
+    report = Report("t")
+    report.add_metric("a", "x", 1.0, n=1, settings={"beams": 4, "excludes_zero": True})
+    report.add_metric("a", "y", 1.0, n=1, settings={"beams": 4})
+    page = report.write(tmp_path).read_text()
+    assert page.count("beams: 4") == 1
+    assert "<td class='own'>excludes_zero: yes</td>" in page
+    assert "<td class='own'></td>" in page
+
+
+def test_long_galleries_are_folded_and_bounded(tmp_path, rng):
+    rows = [GalleryRow(images={"original": _picture(rng)}, id=str(i)) for i in range(20)]
+    report = Report("t")
+    report.add_gallery("a", "g", rows)
+    page = report.write(tmp_path).read_text()
+    assert "<summary>8 more</summary>" in page
+    noise = [GalleryRow(images={"a": _picture(rng, 300)}) for _ in range(6)]
+    full = sum(len(r["images"]["a"]["uri"]) for r in encode_rows(noise))
+    smaller = encode_rows(noise, full // 2)
+    assert len(smaller) == 6
+    assert sum(len(r["images"]["a"]["uri"]) for r in smaller) <= full // 2
+    assert {r["images"]["a"]["width"] for r in smaller} < {256, 192, 128}
+    least = encode_rows(noise, 1)
+    assert len(least) == 1  # one row is shown, whatever it weighs
+    assert encode_rows([]) == []
 
 
 class _Tags(html.parser.HTMLParser):
     """Collects tags, attributes and what is left open."""
 
-    VOID = frozenset(("meta", "img", "line", "path", "rect", "circle", "br"))
+    VOID = frozenset(("meta", "img", "line", "path", "rect", "circle", "br", "wbr"))
 
     def __init__(self):
         super().__init__()
@@ -120,7 +208,7 @@ def _parse(page):
 
 def test_page_escapes_every_text(tmp_path, rng):
     page = _filled(rng, EVIL).write(tmp_path).read_text()
-    plain = _filled(rng).write(tmp_path / "plain").read_text()
+    plain = _filled(rng, "x" * len(EVIL)).write(tmp_path / "plain").read_text()
     assert "<script" not in page
     assert EVIL not in page
     # Hostile text changes no tag and no attribute's name (legends and ids apart: none differ).
@@ -202,17 +290,21 @@ def test_tick_text():
         "0", "0.25", "1500", "2e6", "1e-5", "0.3"]  # fmt: skip
 
 
-def test_number_text():
-    shown = [number_text(v) for v in (0.5, 1234567, 0.81254, 12345.6, 1e-7, 0.0, None)]
-    assert shown == [
-        "0.5000",
-        "1,234,567",
-        "0.8125",
-        "1.235e+04",
-        "1.000e-07",
-        "0.000",
-        "not finite",
-    ]
+@pytest.mark.parametrize(("value", "text"), [
+    (0.5, "0.500"), (0.81254, "0.813"), (1234567, "1,234,567"), (12345.6, "12,346"),
+    (999.7, "1,000"), (81.25, "81.2"), (500.0, "500"), (0.0, "0"), (-0.0123, "-0.0123"),
+    (3.2e-5, "3.20e-5"), (-3.2e-5, "-3.20e-5"), (1.3e-13, "<0.0001"), (-1e-12, ">-0.0001"),
+    (2.5e8, "2.50e8"), (None, "not finite"), (True, "True"), ("text", "text"),
+])  # fmt: skip
+def test_number_text(value, text):
+    assert number_text(value) == text
+
+
+def test_intervals_and_settings_as_text():
+    assert interval_text([0.5, 1.0], 0.95) == "[0.500, 1.00]"
+    assert interval_text([0.5, None], 0.9) == "[0.500, not finite] (90%)"
+    assert interval_text(None) == ""
+    assert setting_text({"a": [1, True], "b": None}) == "a 1, yes, b none"
 
 
 def test_misuse_is_refused(tmp_path):
