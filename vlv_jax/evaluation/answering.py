@@ -16,6 +16,7 @@ from vlv_jax.evaluation.bootstrap import bootstrap_difference, ratio
 from vlv_jax.evaluation.captions import CaptionRecord
 from vlv_jax.evaluation.examples import examples_file, save_examples
 from vlv_jax.evaluation.heldout import Subject
+from vlv_jax.evaluation.provenance import from_here
 from vlv_jax.evaluation.report import Report
 from vlv_jax.evaluation.vqa import (
     PromptFormat,
@@ -160,7 +161,7 @@ def report_questions(
     )  # fmt: skip
     save_answers(out, questions, results)
     settings = {
-        "answerer": request.answerer, "metric": "exact_match", "shots": 0,
+        "answerer": from_here(request.answerer), "metric": "exact_match", "shots": 0,
         "questions": len(questions), "decoding": "greedy",
         "prompt": prompts.prompt("<caption>", "<question>"),
         "bootstrap_samples": subject.evaluation.bootstrap_samples,

@@ -48,11 +48,13 @@ class Measure:
       ids: of the examples, sorted.
       rows: their addends [n, k].
       statistic: maps sums [..., k] to values [...].
+      truth: the columns that depend on the example alone, not on what a model made of it.
     """
 
     ids: tuple[str, ...]
     rows: np.ndarray
     statistic: Callable[[np.ndarray], np.ndarray]
+    truth: tuple[int, ...] = ()
 
 
 def examples_file(group: str) -> str:
@@ -140,14 +142,16 @@ def measure(scores: Scores, metric: str) -> Measure:
             return _difference(measure(scores, f"{prefix}.{a}"), measure(scores, f"{prefix}.{b}"))
     base, _, kind = metric.rpartition("_")
     if f"{base}.pred" in scores and kind in ("precision", "recall", "f1"):
-        return _of_columns([scores[f"{base}.{part}"] for part in COUNTS], metric, _OF_COUNTS[kind])
+        columns = [scores[f"{base}.{part}"] for part in COUNTS]
+        return _of_columns(columns, metric, _OF_COUNTS[kind], truth=(COUNTS.index("ref"),))
     if base == BLEU and kind.isdigit() and 1 <= int(kind) <= MAX_N and BLEU in scores:
         order = int(kind) - 1
         return _of_lists(scores[BLEU], metric, lambda sums: bleu_of_sums(sums)[..., order])
     if metric in scores and metric != BLEU:
         column = scores[metric]
         if any(isinstance(score, list) for score in column.values()):
-            return _of_lists(column, metric, lambda sums: ratio(sums[..., 0], sums[..., 1]))
+            share = _OF_COUNTS["precision"]
+            return _of_lists(column, metric, share, truth=(1,))
         count = len(column)
         return _of_columns([column], metric, lambda sums: sums[..., 0] / count)
     known = measures_of(scores)
@@ -162,19 +166,23 @@ _OF_COUNTS = {
 }
 
 
-def _of_columns(columns: Sequence[Mapping[str, Score]], metric: str, statistic) -> Measure:
+def _of_columns(
+    columns: Sequence[Mapping[str, Score]], metric: str, statistic, truth: tuple[int, ...] = ()
+) -> Measure:
     ids = tuple(sorted(columns[0]))
     if any(set(column) != set(ids) for column in columns):
         raise ExamplesError(f"the scores of {metric} are not of the same examples")
     rows = np.array([[column[i] for column in columns] for i in ids], np.float64)
-    return Measure(ids, rows, statistic)
+    return Measure(ids, rows, statistic, truth)
 
 
-def _of_lists(column: Mapping[str, Score], metric: str, statistic) -> Measure:
+def _of_lists(
+    column: Mapping[str, Score], metric: str, statistic, truth: tuple[int, ...] = ()
+) -> Measure:
     ids = tuple(sorted(column))
     if len({np.shape(column[i]) for i in ids}) != 1:
         raise ExamplesError(f"the scores of {metric} have different lengths")
-    return Measure(ids, np.array([column[i] for i in ids], np.float64), statistic)
+    return Measure(ids, np.array([column[i] for i in ids], np.float64), statistic, truth)
 
 
 def _difference(a: Measure, b: Measure) -> Measure:

@@ -15,6 +15,7 @@ settings is left among the new numbers. Groups that were not measured again stay
 provenance, and so do other sections. A name is in one group of a section: the one written last.
 """
 
+import dataclasses
 import datetime
 import json
 import math
@@ -233,6 +234,37 @@ class Report:
             raise ValueError(f"a section cannot be named {name!r}")
         groups = self._sections.setdefault(name, {})
         return groups.setdefault(self._group, {kind: {} for kind in _KINDS})
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredMetric:
+    """A metric that was written, with where it came from.
+
+    Attributes:
+        section: Of the report.
+        name: Of the metric within the section.
+        entry: Its value, n, interval, seed and settings, as in report.json.
+        provenance: Facts about the run that wrote it.
+    """
+
+    section: str
+    name: str
+    entry: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+def stored_metrics(directory: str | os.PathLike) -> list[StoredMetric]:
+    """Every metric of a report that was written to a directory; none where there is no report.
+
+    Raises:
+        ValueError: It was written by another version.
+    """
+    return [
+        StoredMetric(part["name"], name, entry, group["provenance"])
+        for part in _read_parts(Path(directory) / "report_parts").values()
+        for group in part["groups"].values()
+        for name, entry in group["metrics"].items()
+    ]
 
 
 def metrics_of_part(part: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ from vlv_jax.evaluation.answering import report_questions
 from vlv_jax.evaluation.captions import CaptionRecord, report_captions, write_captions
 from vlv_jax.evaluation.denoising import group_of, report_denoising
 from vlv_jax.evaluation.heldout import Subject
+from vlv_jax.evaluation.provenance import command_facts, from_here
 from vlv_jax.evaluation.reconstruction import redraw_examples, report_reconstruction
 from vlv_jax.evaluation.report import Report
 from vlv_jax.evaluation.scorers import load_scorer
@@ -150,12 +151,13 @@ def check_scorer(subject: Subject) -> None:
 
 def provenance_of(path: pathlib.Path, subject: Subject) -> dict[str, Any]:
     """What a reader needs to repeat the evaluation."""
-    return {
+    facts = command_facts() | {
         "workdir": str(path),
         "step": newest_step(path),
         "versions": versions(),
         "config": dataclasses.asdict(subject.experiment),
     }
+    return from_here(facts)
 
 
 @dataclasses.dataclass
