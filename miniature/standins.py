@@ -80,10 +80,10 @@ def florence2_config(vocab_size: int, image_token_id: int) -> Florence2Config:
     return Florence2Config(
         vision_config=Florence2VisionConfig(
             depths=(1, 1, 1, 1),
-            patch_size=(5, 3, 3, 3),
-            patch_stride=(2, 2, 2, 1),
-            patch_padding=(2, 1, 1, 1),
-            embed_dim=(24, 48, 96, 128),
+            patch_size=(7, 3, 3, 3),
+            patch_stride=(4, 2, 1, 1),
+            patch_padding=(3, 1, 1, 1),
+            embed_dim=(32, 64, 96, 128),
             num_heads=(1, 2, 3, 4),
             num_groups=(1, 2, 3, 4),
             window_size=8,

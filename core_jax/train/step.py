@@ -56,7 +56,9 @@ def make_train_step(
         schedule: step -> learning rate, reported as `lr`.
         grad_accum: number of micro-batches; it must divide the batch.
         compute_dtype: dtype of the parameters that `loss_fn` gets; None leaves float32.
-        ema_decay: decay of the moving average; it must be None iff `state.ema` is.
+        ema_decay: decay of the moving average; it must be None iff `state.ema` is. The first
+            steps use (1 + step) / (10 + step) where that is less, as diffusers' EMAModel and
+            TensorFlow's ExponentialMovingAverage do: the random start is soon forgotten.
         seed: seed of the random keys.
         keyed_by_example: `loss_fn` folds a number of each example into its key, so that what an
             example draws does not depend on the rest of its batch. All micro-batches then get
@@ -97,7 +99,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            rate = 1 - ema_decay
+            rate = 1 - _warm_decay(ema_decay, state.step)
             ema = jax.tree.map(lambda e, p: e + rate * (p - e), ema, params)
         new = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
 
@@ -113,6 +115,11 @@ def make_train_step(
         return kept, metrics
 
     return step
+
+
+def _warm_decay(decay: float, step: jax.Array) -> jax.Array:
+    step = step.astype(jnp.float32)
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
 def _cast(tree: Tree, dtype: Any) -> Tree:

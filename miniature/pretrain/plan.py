@@ -14,25 +14,34 @@ class Scale:
 
     Attributes:
       images: rendered scenes, shared by all parts.
-      vae, diffusion, florence2: optimizer steps.
+      vae: optimizer steps of the autoencoder.
+      text_encoder: of the text encoder on what a caption says of every cell.
+      diffusion: of UNet and text encoder together.
+      tower: of the vision tower on what is in every cell.
+      florence2: of all of Florence-2 on captions.
       language_models: steps of each size.
     """
 
     images: int
     vae: int
+    text_encoder: int
     diffusion: int
+    tower: int
     florence2: int
     language_models: int
 
 
 SCALES = {
     # Under three hours on two quiet cores.
-    "full": Scale(images=24_000, vae=4000, diffusion=6000, florence2=2500, language_models=1500),
-    # About half an hour: enough to see that the parts learn.
-    "draft": Scale(images=24_000, vae=1300, diffusion=600, florence2=150, language_models=100),
+    "full": Scale(
+        images=24_000, vae=4000, text_encoder=500, diffusion=2000, tower=1000, florence2=700,
+        language_models=700,
+    ),
     # Seconds: shows that everything runs. The results know nothing.
-    "smoke": Scale(images=128, vae=4, diffusion=4, florence2=4, language_models=4),
-}
+    "smoke": Scale(
+        images=128, vae=4, text_encoder=4, diffusion=4, tower=4, florence2=4, language_models=4
+    ),
+}  # fmt: skip
 PARTS = ("tokenizers", "vae", "diffusion", "florence2", *standins.LANGUAGE_MODELS)
 
 
@@ -82,12 +91,22 @@ def _train(part: str, out: pathlib.Path, workdir: pathlib.Path, scale: Scale) ->
     elif part == "diffusion":
         from miniature.pretrain.train_diffusion import train_diffusion
 
-        train_diffusion(pipeline, workdir, steps=scale.diffusion, num_images=scale.images)
+        train_diffusion(
+            pipeline,
+            workdir,
+            text_steps=scale.text_encoder,
+            steps=scale.diffusion,
+            num_images=scale.images,
+        )
     elif part == "florence2":
         from miniature.pretrain.train_florence2 import train_florence2
 
         train_florence2(
-            out / standins.FLORENCE2, workdir, steps=scale.florence2, num_images=scale.images
+            out / standins.FLORENCE2,
+            workdir,
+            tower_steps=scale.tower,
+            steps=scale.florence2,
+            num_images=scale.images,
         )
     else:
         from miniature.pretrain.train_language_model import train_language_model

@@ -154,7 +154,8 @@ def _language_model(path: pathlib.Path, found) -> dict:
         for row, n, answer in zip(
             np.asarray(out.tokens), np.asarray(out.lengths), answers[i : i + 128], strict=True
         ):
-            said = tokenizer.decode(row[:n].tolist(), skip_special_tokens=True).strip()
+            said = tokenizer.decode(row[:n].tolist(), skip_special_tokens=True)
+            said = said.split("\n")[0].strip()
             right, total = right + (said == answer), total + 1
     return {
         "caption_perplexity": round(perplexity, 3),

@@ -50,7 +50,11 @@ def make_diffusion_loss(
         latents = latents * scaling_factor
         B = latents.shape[0]
         keep = jax.random.uniform(k_drop, (B,)) >= CONDITION_DROPOUT
-        ids = jnp.where(keep[:, None], batch["token_ids"], jnp.asarray(empty_ids, jnp.int32)[None])
+        ids = jnp.where(
+            keep[:, None],
+            batch["token_ids"].astype(jnp.int32),
+            jnp.asarray(empty_ids, jnp.int32)[None],
+        )
         context = text_encoder.apply({"params": params["text_encoder"]}, ids)
         t = jax.random.randint(k_t, (B,), 0, schedule.num_train_timesteps)
         noise = jax.random.normal(k_noise, latents.shape)

@@ -3,9 +3,10 @@
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from transformers import AutoTokenizer
 
@@ -14,9 +15,17 @@ from core_jax.models.autoencoder_kl import AutoencoderKL
 from core_jax.ops.execution import Execution
 from miniature import standins
 from miniature.pretrain.fit import fit, index_batches
+from miniature.pretrain.labels import (
+    Probe,
+    background_labels,
+    cell_labels,
+    init_probe,
+    probe_loss,
+)
 from miniature.pretrain.scenes import captions, images, scenes
 from miniature.pretrain.text_to_image import make_diffusion_loss
 from miniature.pretrain.train_vae import encode_all
+from miniature.world import Scene
 
 BATCH = 64
 WORDINGS = 4  # of every scene, so that wording is not a property of the picture
@@ -36,13 +45,29 @@ _MODEL_INDEX = {
 
 
 def train_diffusion(
-    pipeline: pathlib.Path, workdir: pathlib.Path, *, steps: int, num_images: int
+    pipeline: pathlib.Path,
+    workdir: pathlib.Path,
+    *,
+    text_steps: int,
+    steps: int,
+    num_images: int,
 ) -> None:
-    """Trains on captioned scenes and writes a diffusers pipeline directory."""
+    """Trains on captioned scenes and writes a diffusers pipeline directory.
+
+    First the text encoder learns to tell what a caption says of every cell, then both networks
+    learn to denoise.
+    """
     tokenizer = AutoTokenizer.from_pretrained(pipeline / "tokenizer")
     length = standins.text_encoder_config(1, 0, 0, 0).max_position_embeddings
     mean, logvar, scaling_factor = _moments(pipeline, workdir, num_images)
-    ids = _caption_ids(tokenizer, num_images, length)
+    all_scenes = scenes("train", 0, num_images)
+    arrays = {
+        "token_ids": _caption_ids(tokenizer, all_scenes, length),
+        "latent_mean": mean,
+        "latent_logvar": logvar,
+        "cells": cell_labels(all_scenes),
+        "backgrounds": background_labels(all_scenes),
+    }
     empty = tuple(_tokenize(tokenizer, [""], length)[0].tolist())
     text_encoder = clip_text.CLIPTextModel(
         config=standins.text_encoder_config(
@@ -52,32 +77,60 @@ def train_diffusion(
     denoiser = unet.UNet2DConditionModel(config=standins.unet_config(), execution=Execution())
     key_unet, key_text = jax.random.split(jax.random.key(1))
     schedule = standins.noise_schedule()
-
-    def batches(start: int) -> Iterator[dict]:
-        for step, rows in index_batches(num_images, BATCH, seed=1, start_step=start):
-            wording = np.random.default_rng((2, step)).integers(0, WORDINGS, len(rows))
-            yield {
-                "token_ids": ids[wording, rows].astype(np.int32),
-                "latent_mean": mean[rows],
-                "latent_logvar": logvar[rows],
-            }
-
+    probe = Probe(features=standins.CONTEXT_DIM)
+    text = fit(
+        "text-encoder",
+        params={
+            "model": clip_text.FAMILY.init_params(text_encoder, key_text),
+            "probe": init_probe(probe, standins.CONTEXT_DIM, jax.random.key(4)),
+        },
+        loss=_text_loss(text_encoder, probe),
+        make_batches=_batches(arrays, ("token_ids", "cells", "backgrounds"), seed=6),
+        steps=text_steps, learning_rate=1.5e-3, workdir=workdir, ema_decay=0.99,
+    )  # fmt: skip
     params = fit(
         "diffusion",
         params={
             "unet": unet.FAMILY.init_params(denoiser, key_unet),
-            "text_encoder": clip_text.FAMILY.init_params(text_encoder, key_text),
+            "text_encoder": text["model"],
         },
         loss=make_diffusion_loss(
             denoiser, text_encoder, schedule, scaling_factor=scaling_factor, empty_ids=empty
         ),
-        make_batches=batches, steps=steps, learning_rate=1e-3, workdir=workdir, ema_decay=0.999,
+        make_batches=_batches(arrays, ("token_ids", "latent_mean", "latent_logvar"), seed=1),
+        steps=steps, learning_rate=1.5e-3, workdir=workdir, ema_decay=0.998,
     )  # fmt: skip
     save_model(pipeline / "unet", denoiser, params["unet"], dtype="bfloat16")
     save_model(pipeline / "text_encoder", text_encoder, params["text_encoder"], dtype="bfloat16")
     (pipeline / "scheduler").mkdir(exist_ok=True)
     _write_json(pipeline / "scheduler" / "scheduler_config.json", schedule.to_hf())
     _write_json(pipeline / "model_index.json", _MODEL_INDEX)
+
+
+def _text_loss(text_encoder: clip_text.CLIPTextModel, probe: Probe) -> Callable:
+    def loss(params, frozen, batch, key):
+        del frozen, key
+        states = text_encoder.apply(
+            {"params": params["model"]}, batch["token_ids"].astype(jnp.int32)
+        )
+        logits = probe.apply({"params": params["probe"]}, states)
+        return probe_loss(logits, batch["cells"], batch["backgrounds"])  # pyright: ignore[reportArgumentType]
+
+    return loss
+
+
+def _batches(
+    arrays: dict[str, np.ndarray], names: tuple[str, ...], *, seed: int
+) -> Callable[[int], Iterator[dict]]:
+    size = len(arrays["latent_mean"])
+
+    def batches(start: int) -> Iterator[dict]:
+        for step, rows in index_batches(size, BATCH, seed=seed, start_step=start):
+            wording = np.random.default_rng((seed, step)).integers(0, WORDINGS, len(rows))
+            ids = arrays["token_ids"][wording, rows]
+            yield {n: ids if n == "token_ids" else arrays[n][rows] for n in names}
+
+    return batches
 
 
 def _write_json(path: pathlib.Path, content: dict) -> None:
@@ -99,9 +152,8 @@ def _moments(pipeline: pathlib.Path, workdir: pathlib.Path, num_images: int):
     return stored["mean"], stored["logvar"], model.config.scaling_factor
 
 
-def _caption_ids(tokenizer, num_images: int, length: int) -> np.ndarray:
-    """Token ids uint16 [WORDINGS, num_images, length]."""
-    all_scenes = scenes("train", 0, num_images)
+def _caption_ids(tokenizer, all_scenes: list[Scene], length: int) -> np.ndarray:
+    """Token ids int16 [WORDINGS, num_images, length]."""
     return np.stack([
         _tokenize(tokenizer, captions(all_scenes, style="default", seed=wording), length)
         for wording in range(WORDINGS)
@@ -110,4 +162,4 @@ def _caption_ids(tokenizer, num_images: int, length: int) -> np.ndarray:
 
 def _tokenize(tokenizer, texts: list[str], length: int) -> np.ndarray:
     encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=length)
-    return np.asarray(encoded["input_ids"], np.uint16)
+    return np.asarray(encoded["input_ids"], np.int16)

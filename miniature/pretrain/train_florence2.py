@@ -4,9 +4,11 @@ Its captions are the 'terse' author's, as the real Florence-2's are not those th
 on; what VLV takes over is the tower and a BART that knows what there is to say.
 """
 
+import functools
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,65 +21,127 @@ from core_jax.ops.execution import Execution
 from core_jax.ops.losses import token_cross_entropy
 from miniature import standins
 from miniature.pretrain.fit import fit, index_batches
+from miniature.pretrain.labels import (
+    Probe,
+    background_labels,
+    cell_labels,
+    init_probe,
+    probe_loss,
+)
 from miniature.pretrain.scenes import captions, images, scenes
+from miniature.world import Scene
 
 BATCH = 64
-LENGTH = 80  # tokens of a caption, start and end included
+LENGTH = 56  # tokens of a caption, start and end included
 PROMPT = "Describe with a paragraph what is shown in the image."
 WORDINGS = 4
+PROBE_WEIGHT = 0.3  # keeps the tower's eye for detail while BART is still finding its words
 
 
 def train_florence2(
-    out: pathlib.Path, workdir: pathlib.Path, *, steps: int, num_images: int
+    out: pathlib.Path, workdir: pathlib.Path, *, tower_steps: int, steps: int, num_images: int
 ) -> None:
-    """Trains tower, projection, encoder and decoder together on (picture, caption) pairs."""
+    """First the tower on what is in every cell, then everything on (picture, caption) pairs."""
     tokenizer = AutoTokenizer.from_pretrained(out)
-    processor = ImageProcessor.from_hf(standins.FLORENCE2_PREPROCESSOR)
     pixels = images("train", 0, num_images, cache=workdir / "data")
-    config = standins.florence2_config(
-        len(tokenizer), tokenizer.convert_tokens_to_ids("<image>")
-    )
+    config = standins.florence2_config(len(tokenizer), tokenizer.convert_tokens_to_ids("<image>"))
     model = florence2.Florence2(config=config, execution=Execution(depthwise_conv="shifts"))
-    prompt = tokenizer(PROMPT)["input_ids"]
-    labels = _labels(tokenizer, num_images)
-
-    def loss(params, frozen, batch, key):
-        del frozen, key
-        mean, std = (jnp.asarray(v)[None, None, None] for v in (processor.mean, processor.std))
-        x = (batch["image"].astype(jnp.float32) / 255.0 - mean) / std
-        targets = batch["labels"]
-        B = targets.shape[0]
-        start = jnp.full((B, 1), config.text_config.decoder_start_token_id, jnp.int32)
-        inputs = jnp.concatenate([start, targets[:, :-1]], axis=1)
-        ids = jnp.broadcast_to(jnp.asarray(prompt, jnp.int32)[None], (B, len(prompt)))
-        logits = model.apply({"params": params}, x, ids, inputs)
-        mask = (targets != config.text_config.pad_token_id).astype(jnp.float32)
-        losses = token_cross_entropy(logits, targets) * mask
-        right = (jnp.argmax(logits, -1) == targets) * mask
-        return losses.sum() / mask.sum(), {"token_accuracy": right.sum() / mask.sum()}
-
-    def batches(start: int) -> Iterator[dict]:
-        for step, rows in index_batches(num_images, BATCH, seed=3, start_step=start):
-            wording = np.random.default_rng((4, step)).integers(0, WORDINGS, len(rows))
-            order = np.argsort(rows)  # reading a memory map in order is faster
-            yield {
-                "image": pixels[rows[order]],
-                "labels": labels[wording, rows[order]].astype(np.int32),
-            }
-
-    params = fit(
-        "florence2", params=florence2.FAMILY.init_params(model, jax.random.key(2)), loss=loss,
-        make_batches=batches, steps=steps, learning_rate=1e-3, workdir=workdir, ema_decay=0.998,
+    all_scenes = scenes("train", 0, num_images)
+    arrays = {
+        "cells": cell_labels(all_scenes),
+        "backgrounds": background_labels(all_scenes),
+        "labels": _labels(tokenizer, all_scenes),
+    }
+    params = florence2.FAMILY.init_params(model, jax.random.key(2))
+    probe = Probe(features=config.vision_config.projection_dim)
+    probe_params = init_probe(probe, config.vision_config.embed_dim[-1], jax.random.key(3))
+    tower = fit(
+        "florence2-tower",
+        params={"model": {"vision_tower": params["vision_tower"]}, "probe": probe_params},
+        loss=_tower_loss(model, probe), make_batches=_batches(pixels, arrays, seed=2),
+        steps=tower_steps, learning_rate=1.5e-3, workdir=workdir, ema_decay=0.99,
     )  # fmt: skip
-    save_model(out, model, params, dtype="bfloat16")
+    learned = fit(
+        "florence2",
+        params={"model": params | tower["model"], "probe": tower["probe"]},
+        loss=_caption_loss(model, probe, tokenizer(PROMPT)["input_ids"]),
+        make_batches=_batches(pixels, arrays, seed=3),
+        steps=steps, learning_rate=1.5e-3, workdir=workdir, ema_decay=0.995,
+    )  # fmt: skip
+    save_model(out, model, learned["model"], dtype="bfloat16")
     content = json.dumps(standins.FLORENCE2_PREPROCESSOR, indent=2)
     (out / "preprocessor_config.json").write_text(content + "\n")
 
 
-def _labels(tokenizer, num_images: int) -> np.ndarray:
-    """<s> caption </s> and padding, uint16 [WORDINGS, num_images, LENGTH]."""
-    all_scenes = scenes("train", 0, num_images)
-    out = np.full((WORDINGS, num_images, LENGTH), tokenizer.pad_token_id, np.uint16)
+def _normalized(images: jax.Array) -> jax.Array:
+    processor = ImageProcessor.from_hf(standins.FLORENCE2_PREPROCESSOR)
+    mean, std = (jnp.asarray(v)[None, None, None] for v in (processor.mean, processor.std))
+    return (images.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def _read(probe: Probe, params: Any, features: jax.Array, batch: Any):
+    """The probe's loss on a grid of features."""
+    B, h, w, c = features.shape
+    logits = probe.apply({"params": params}, features.reshape(B, h * w, c))
+    return probe_loss(logits, batch["cells"], batch["backgrounds"])  # pyright: ignore[reportArgumentType]
+
+
+def _tower_loss(model: florence2.Florence2, probe: Probe) -> Callable:
+    def loss(params, frozen, batch, key):
+        del frozen, key
+        x = _normalized(batch["image"])
+        features = model.apply({"params": params["model"]}, x, method="vision_features")
+        return _read(probe, params["probe"], features, batch)
+
+    return loss
+
+
+def _caption_loss(model: florence2.Florence2, probe: Probe, prompt: list[int]) -> Callable:
+    config = model.config.text_config
+
+    def loss(params, frozen, batch, key):
+        del frozen, key
+        apply = functools.partial(model.apply, {"params": params["model"]})
+        features = apply(_normalized(batch["image"]), method="vision_features")
+        probe_value, metrics = _read(probe, params["probe"], features, batch)
+        targets = batch["labels"].astype(jnp.int32)
+        B = targets.shape[0]
+        ids = jnp.broadcast_to(jnp.asarray(prompt, jnp.int32)[None], (B, len(prompt)))
+        start = jnp.full((B, 1), config.decoder_start_token_id, jnp.int32)
+        inputs = jnp.concatenate([start, targets[:, :-1]], axis=1)
+        image = apply(features, method="project_features")
+        words = apply(ids, method="embed_tokens")
+        states = apply(jnp.concatenate([image, words], axis=1), method="encode")
+        hidden = apply(apply(inputs, method="embed_tokens"), states, method="decode")
+        logits = apply(hidden, method="logits")
+        mask = (targets != config.pad_token_id).astype(jnp.float32)
+        losses = token_cross_entropy(logits, targets) * mask
+        caption = losses.sum() / mask.sum()
+        return caption + PROBE_WEIGHT * probe_value, metrics | {"caption": caption}
+
+    return loss
+
+
+def _batches(
+    pixels: np.ndarray, arrays: dict[str, np.ndarray], *, seed: int
+) -> Callable[[int], Iterator[dict]]:
+    def batches(start: int) -> Iterator[dict]:
+        for step, rows in index_batches(len(pixels), BATCH, seed=seed, start_step=start):
+            wording = np.random.default_rng((4, step)).integers(0, WORDINGS, len(rows))
+            order = np.sort(rows)  # reading a memory map in order is faster
+            yield {
+                "image": pixels[order],
+                "labels": arrays["labels"][wording, order],
+                "cells": arrays["cells"][order],
+                "backgrounds": arrays["backgrounds"][order],
+            }
+
+    return batches
+
+
+def _labels(tokenizer, all_scenes: list[Scene]) -> np.ndarray:
+    """<s> caption </s> and padding, int16 [WORDINGS, num_images, LENGTH]."""
+    out = np.full((WORDINGS, len(all_scenes), LENGTH), tokenizer.pad_token_id, np.int16)
     for wording in range(WORDINGS):
         texts = captions(all_scenes, style="terse", seed=wording)
         for row, ids in zip(out[wording], tokenizer(texts)["input_ids"], strict=True):

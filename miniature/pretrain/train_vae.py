@@ -15,7 +15,7 @@ from miniature.pretrain.text_to_image import make_vae_loss
 
 BATCH = 32
 CROP = 32  # pixels; most steps see crops, which cost a quarter, the last ones whole pictures
-WHOLE_FRACTION = 0.15
+WHOLE_FRACTION = 0.08
 
 
 def train_vae(out: pathlib.Path, workdir: pathlib.Path, *, steps: int, num_images: int) -> None:
