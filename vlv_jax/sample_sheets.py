@@ -56,16 +56,13 @@ def make_sample_hook(
     """  # noqa: D205
     sampling = experiment.sampling
     source = experiment.evaluation.source if experiment.evaluation else experiment.data.source
-    batch = next(
-        iter(
-            evaluation_batches(
-                open_source(source),
-                batch_size=sampling.num_samples,
-                transform=make_transform(views_of(experiment.data, pieces.processor)),
-                policy=policy_of(experiment.data, require_caption=False),
-            )
-        )
-    )
+    with evaluation_batches(
+        open_source(source),
+        batch_size=sampling.num_samples,
+        transform=make_transform(views_of(experiment.data, pieces.processor)),
+        policy=policy_of(experiment.data, require_caption=False),
+    ) as batches:
+        batch = next(iter(batches))
     originals, views = np.asarray(batch["image"]), jnp.asarray(batch["florence_image"])
     factor = networks.vae.config.downsampling
     size = (originals.shape[1] // factor, originals.shape[2] // factor)

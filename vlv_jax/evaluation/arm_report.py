@@ -106,6 +106,7 @@ def _settings(arms: Sequence[Arm], arm: Arm, metric: str, found: ArmResult) -> d
     same, _ = measured_with(arms, metric)
     same.pop("bootstrap_samples", None)  # of the single runs' own intervals
     return same | {
+        "intervals": "over images, of the mean over runs",
         "bootstrap_samples": found.mean.num_resamples,
         "training_seeds": list(found.seeds),
         "per_run": list(found.values),
@@ -141,8 +142,9 @@ def _add_comparison(
         ])  # fmt: skip
         if difference is not None:
             name = f"{metric}_difference.{found.name}_minus_{baseline}"
-            excludes = {"excludes_zero": difference.excludes_zero}
-            report.add_metric(section, name, difference, settings=settings | excludes)
+            own = {k: v for k, v in settings.items() if k not in ("per_run", "range")}
+            own["excludes_zero"] = difference.excludes_zero
+            report.add_metric(section, name, difference, settings=own)
     columns = ["arm", metric, "95 % interval", "range over seeds", "n", "training seeds"]
     columns += [f"minus {baseline}", "its interval", "excludes 0"] if baseline else []
     width = len(columns)
@@ -175,18 +177,13 @@ def _add_mean(
     report: Report, section: str, arms: Sequence[Arm],
     results: Mapping[str, Sequence[ArmResult]], note: str,
 ) -> None:  # fmt: skip
-    rows, remarks = [], [note, _NOTE]
     for metric, (found,) in results.items():
         settings = _settings(arms, arms[0], metric, found)
         if "_difference." in metric:
             settings["excludes_zero"] = found.mean.excludes_zero
+        remarks = " ".join(filter(None, (note, _warnings(arms, metric))))
+        settings |= {"remarks": remarks} if remarks else {}
         report.add_metric(section, metric, found.mean, settings=settings)
-        rows.append([metric, found.mean.value, *_row(found)])
-        remarks.append(_warnings(arms, metric))
-    columns = ["metric", "mean", "95 % interval", "range over seeds", "n", "training seeds"]
-    text = " ".join(dict.fromkeys(filter(None, remarks)))
-    title = f"{next(iter(results)).split('.')[0]}, mean over {len(arms[0].runs)} runs"
-    report.add_table(section, title, columns, rows, note=text)
 
 
 def _row(found: ArmResult) -> list[Any]:

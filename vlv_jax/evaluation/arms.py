@@ -80,7 +80,9 @@ class Run:
     def config(self, metric: str) -> Mapping[str, Any]:
         """The config it was trained with, dotted; empty where nothing says."""
         entry = self.entry(metric)
-        return _flat(entry.provenance.get("config", {})) if entry else {}
+        known = ([entry] if entry else []) + list(self.stored)
+        facts = next((s.provenance for s in known if "config" in s.provenance), {})
+        return _flat(facts.get("config", {}))
 
 
 @dataclasses.dataclass(frozen=True)

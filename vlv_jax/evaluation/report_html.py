@@ -59,6 +59,7 @@ margin:1rem 0}
 table{border-collapse:collapse;font-size:.9rem}
 th,td{padding:.28rem .7rem;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top}
 th{font-weight:600;color:var(--soft);white-space:nowrap}
+td.line{white-space:nowrap}
 td.num,th.num{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 details{margin:.3rem 0;font-size:.88rem}summary{cursor:pointer;color:var(--soft)}
 pre{white-space:pre-wrap;background:var(--wash);padding:.6rem;border-radius:6px;margin:.3rem 0}
@@ -154,9 +155,9 @@ def _section(index: int, part: Mapping[str, Any]) -> str:
         if len(part["groups"]) > 1 and any(group[k] for k in ("metrics", "plots", "tables")):
             blocks.append(f"<h3>{escape(name)}</h3>")
         blocks += [_block(title, draw(plot, title), plot) for title, plot in group["plots"].items()]
+        blocks += [_block(title, _table(t), t) for title, t in group["tables"].items()]
         if group["metrics"]:
             blocks.append(_metrics(group["metrics"]))
-        blocks += [_block(title, _table(t), t) for title, t in group["tables"].items()]
     return "".join(blocks) + "</section>"
 
 
@@ -229,7 +230,8 @@ def _table(table: Mapping[str, Any]) -> str:
 
     def cell(value: Any, is_number: bool, tag: str = "td") -> str:
         text = "" if value is None else number_text(value)
-        return f"<{tag}{' class=num' if is_number else ''}>{escape(text)}</{tag}>"
+        kind = " class=num" if is_number else " class=line" if text.startswith("[") else ""
+        return f"<{tag}{kind}>{escape(text)}</{tag}>"
 
     head = "".join(cell(c, n, "th") for c, n in zip(table["columns"], numeric, strict=True))
     rows = "".join(
