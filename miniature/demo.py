@@ -5,13 +5,12 @@ It only runs the public commands, and prints each one before it does.
 
 import json
 import pathlib
-import shlex
-import subprocess
 import sys
 import time
 
 from absl import app, flags
 
+from miniature.commands import run, world_path
 from miniature.world.folder import write_folder
 
 _SCALE = flags.DEFINE_enum(
@@ -41,22 +40,24 @@ def main(argv: list[str]) -> None:
     demo = root / ("demo-smoke" if smoke else "demo")
     builder = "smoke" if smoke else "full"
     world = root / "miniature_world"
-    _run("miniature.build", data_dir=world, builder=builder)
-    path = world / "miniature_world" / builder / "1.0.0"
+    run("miniature.build", data_dir=world, builder=builder)
+    path = world_path(world, builder)
     common = {"data.source.path": path, "evaluation.source.path": path}
     common |= _SMOKE if smoke else {}
+    stage2 = common | {"run.init_from": demo / "stage1"}
     _train(1, demo, common)
-    _train(2, demo, common | {"run.init_from": demo / "stage1"})
+    _train(2, demo, stage2)
     images = demo / "images"
     write_folder(images, split="heldout", start=5000, count=8 if smoke else 48)
-    stage2 = {"run.init_from": demo / "stage1"}
-    _run(
-        "vlv_jax.caption", config="configs/vlv_stage2.py:mini", workdir=demo / "stage2",
-        input=images, output=demo / "captions.jsonl", config_values=common | stage2,
+    config = "configs/vlv_stage2.py:mini"
+    run(
+        "vlv_jax.caption", config=config, workdir=demo / "stage2",
+        input=images, output=demo / "captions.jsonl", config_values=stage2,
     )  # fmt: skip
-    _run(
-        "vlv_jax.evaluate", config="configs/vlv_stage2.py:mini", workdir=demo / "stage2", out=demo,
-        config_values=common | stage2 | (_SMOKE_EVALUATION if smoke else {}),
+    run(
+        "vlv_jax.evaluate", config=config, workdir=demo / "stage2", out=demo,
+        parts="captions,reconstruction", title="VLV in miniature",
+        config_values=stage2 | (_SMOKE_EVALUATION if smoke else {}),
     )  # fmt: skip
     print(f"\n{(time.time() - began) / 60:.1f} minutes. Look at {demo / 'report.html'}", flush=True)
     if not smoke:
@@ -64,20 +65,10 @@ def main(argv: list[str]) -> None:
 
 
 def _train(stage: int, demo: pathlib.Path, values: dict) -> None:
-    _run(
+    run(
         "vlv_jax.train", config=f"configs/vlv_stage{stage}.py:mini",
         workdir=demo / f"stage{stage}", config_values=values,
     )  # fmt: skip
-
-
-def _run(module: str, *, config_values: dict | None = None, **options) -> None:
-    """Runs one command of the project in a process of its own."""
-    words = [f"--{name}={value}" for name, value in options.items()]
-    words += [f"--config.{name}={value}" for name, value in (config_values or {}).items()]
-    print(f"\n$ python -m {module} {shlex.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", module, *words], check=False)
-    if done.returncode:
-        sys.exit(f"{module} ended with status {done.returncode}")
 
 
 def _check(report: pathlib.Path) -> None:

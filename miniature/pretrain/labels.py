@@ -47,38 +47,62 @@ def background_labels(scenes: Sequence[Scene]) -> np.ndarray:
     )  # fmt: skip
 
 
-class Probe(nn.Module):
-    """Every cell and the two background colours look at all features once, then are classified.
+Logits = tuple[list[Float[Array, "B 9 n"]], Float[Array, "B 2 m"]]
 
-    Attributes:
-      features: width of the attention.
-    """
 
-    features: int
+class _Classifier(nn.Module):
+    """Logits of each attribute of nine cells, and of two backgrounds, from a vector each."""
 
     @nn.compact
-    def __call__(
-        self, states: Float[Array, "B T D"]
-    ) -> tuple[list[Float[Array, "B 9 n"]], Float[Array, "B 2 n"]]:
-        """Logits of each attribute, and of the backgrounds."""
-        B = states.shape[0]
-        queries = self.param("queries", nn.initializers.normal(1.0), (CELLS + 2, self.features))
-        found = nn.MultiHeadDotProductAttention(num_heads=4, qkv_features=self.features)(
-            jnp.broadcast_to(queries[None], (B, *queries.shape)), states
-        )
-        found = nn.gelu(nn.Dense(self.features)(found))
+    def __call__(self, found: Float[Array, "B 11 D"]) -> Logits:
+        found = nn.gelu(nn.Dense(found.shape[-1])(found))
         cells, backgrounds = found[:, :CELLS], found[:, CELLS:]
         logits = [nn.Dense(len(values))(cells) for _, values in _ATTRIBUTES]
         return logits, nn.Dense(len(_BACKGROUNDS))(backgrounds)
 
 
-def init_probe(probe: Probe, dim: int, key: jax.Array) -> dict:
-    """Fresh parameters for states of a width."""
-    return probe.init(key, jnp.zeros((1, 1, dim)))["params"]
+class GridProbe(nn.Module):
+    """Reads a picture's features where the cells are; the edges' rows tell the background."""
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "B h w D"]) -> Logits:
+        """Logits of each attribute, and of the backgrounds."""
+        B, h, w, D = features.shape
+        rows, columns = jnp.asarray(_overlap(h)), jnp.asarray(_overlap(w))
+        cells = jnp.einsum("ih,jw,bhwd->bijd", rows, columns, features).reshape(B, CELLS, D)
+        edges = jnp.stack([features[:, 0].mean(axis=1), features[:, -1].mean(axis=1)], axis=1)
+        return _Classifier()(jnp.concatenate([cells, edges], axis=1))
+
+
+def _overlap(size: int) -> np.ndarray:
+    """How much each of `size` equal parts of a side lies in each cell: [3, size], rows sum to 1."""
+    parts, cells = np.arange(size) / size, np.arange(vocab.GRID) / vocab.GRID
+    ends = np.minimum(parts[None] + 1 / size, cells[:, None] + 1 / vocab.GRID)
+    inside = np.maximum(ends - np.maximum(parts[None], cells[:, None]), 0)
+    return (inside * vocab.GRID).astype(np.float32)
+
+
+class TextProbe(nn.Module):
+    """Every cell and the two background colours look once at all states of a caption."""
+
+    @nn.compact
+    def __call__(self, states: Float[Array, "B T D"]) -> Logits:
+        """Logits of each attribute, and of the backgrounds."""
+        B, _, D = states.shape
+        queries = self.param("queries", nn.initializers.normal(1.0), (CELLS + 2, D))
+        found = nn.MultiHeadDotProductAttention(num_heads=4)(
+            jnp.broadcast_to(queries[None], (B, *queries.shape)), states
+        )
+        return _Classifier()(found)
+
+
+def init_probe(probe: nn.Module, shape: tuple[int, ...], key: jax.Array) -> dict:
+    """Fresh parameters for features of a shape, without the batch."""
+    return probe.init(key, jnp.zeros((1, *shape)))["params"]
 
 
 def probe_loss(
-    logits: tuple[list[Array], Array],
+    logits: Logits,
     cells: Int[Array, "B 9 4"],
     backgrounds: Int[Array, "B 2"],
 ) -> tuple[Array, dict[str, Array]]:

@@ -16,7 +16,7 @@ from core_jax.ops.execution import Execution
 from miniature import standins
 from miniature.pretrain.fit import fit, index_batches
 from miniature.pretrain.labels import (
-    Probe,
+    TextProbe,
     background_labels,
     cell_labels,
     init_probe,
@@ -77,12 +77,12 @@ def train_diffusion(
     denoiser = unet.UNet2DConditionModel(config=standins.unet_config(), execution=Execution())
     key_unet, key_text = jax.random.split(jax.random.key(1))
     schedule = standins.noise_schedule()
-    probe = Probe(features=standins.CONTEXT_DIM)
+    probe = TextProbe()
     text = fit(
         "text-encoder",
         params={
             "model": clip_text.FAMILY.init_params(text_encoder, key_text),
-            "probe": init_probe(probe, standins.CONTEXT_DIM, jax.random.key(4)),
+            "probe": init_probe(probe, (1, standins.CONTEXT_DIM), jax.random.key(4)),
         },
         loss=_text_loss(text_encoder, probe),
         make_batches=_batches(arrays, ("token_ids", "cells", "backgrounds"), seed=6),
@@ -107,7 +107,7 @@ def train_diffusion(
     _write_json(pipeline / "model_index.json", _MODEL_INDEX)
 
 
-def _text_loss(text_encoder: clip_text.CLIPTextModel, probe: Probe) -> Callable:
+def _text_loss(text_encoder: clip_text.CLIPTextModel, probe: TextProbe) -> Callable:
     def loss(params, frozen, batch, key):
         del frozen, key
         states = text_encoder.apply(

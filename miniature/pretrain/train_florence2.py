@@ -22,7 +22,7 @@ from core_jax.ops.losses import token_cross_entropy
 from miniature import standins
 from miniature.pretrain.fit import fit, index_batches
 from miniature.pretrain.labels import (
-    Probe,
+    GridProbe,
     background_labels,
     cell_labels,
     init_probe,
@@ -53,8 +53,9 @@ def train_florence2(
         "labels": _labels(tokenizer, all_scenes),
     }
     params = florence2.FAMILY.init_params(model, jax.random.key(2))
-    probe = Probe(features=config.vision_config.projection_dim)
-    probe_params = init_probe(probe, config.vision_config.embed_dim[-1], jax.random.key(3))
+    probe = GridProbe()
+    width = config.vision_config.embed_dim[-1]
+    probe_params = init_probe(probe, (3, 3, width), jax.random.key(3))
     tower = fit(
         "florence2-tower",
         params={"model": {"vision_tower": params["vision_tower"]}, "probe": probe_params},
@@ -79,14 +80,13 @@ def _normalized(images: jax.Array) -> jax.Array:
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
-def _read(probe: Probe, params: Any, features: jax.Array, batch: Any):
+def _read(probe: GridProbe, params: Any, features: jax.Array, batch: Any):
     """The probe's loss on a grid of features."""
-    B, h, w, c = features.shape
-    logits = probe.apply({"params": params}, features.reshape(B, h * w, c))
+    logits = probe.apply({"params": params}, features)
     return probe_loss(logits, batch["cells"], batch["backgrounds"])  # pyright: ignore[reportArgumentType]
 
 
-def _tower_loss(model: florence2.Florence2, probe: Probe) -> Callable:
+def _tower_loss(model: florence2.Florence2, probe: GridProbe) -> Callable:
     def loss(params, frozen, batch, key):
         del frozen, key
         x = _normalized(batch["image"])
@@ -96,7 +96,7 @@ def _tower_loss(model: florence2.Florence2, probe: Probe) -> Callable:
     return loss
 
 
-def _caption_loss(model: florence2.Florence2, probe: Probe, prompt: list[int]) -> Callable:
+def _caption_loss(model: florence2.Florence2, probe: GridProbe, prompt: list[int]) -> Callable:
     config = model.config.text_config
 
     def loss(params, frozen, batch, key):

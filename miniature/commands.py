@@ -1,0 +1,27 @@
+"""Running the project's public commands, each in a process of its own, as a user would."""
+
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def run(module: str, *, config_values: Mapping[str, Any] | None = None, **options: Any) -> None:
+    """Prints and runs `python -m MODULE --option=value ... --config.name=value ...`.
+
+    Raises:
+      SystemExit: the command failed; what it printed says why.
+    """
+    words = [f"--{name}={value}" for name, value in options.items()]
+    words += [f"--config.{name}={value}" for name, value in (config_values or {}).items()]
+    print(f"\n$ python -m {module} {shlex.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", module, *words], check=False)
+    if done.returncode:
+        sys.exit(f"{module} ended with status {done.returncode}")
+
+
+def world_path(root: pathlib.Path, builder: str) -> pathlib.Path:
+    """Where `python -m miniature.build --data_dir=ROOT --builder=BUILDER` puts the data set."""
+    return root / "miniature_world" / builder / "1.0.0"

@@ -1,0 +1,1 @@
+"""The figures of the README, made again: `python -m miniature.results`."""

@@ -1,0 +1,124 @@
+"""`python -m miniature.results [--scale=smoke]`: the figures of the README, from the stand-ins.
+
+Three seeds of both stages for the headline, one of every ablation of the paper's tables 4, 5 and 7
+(arXiv 2507.07104), each evaluated on the same held-out scenes and compared image by image. Only
+public commands are run, each is printed, and what is finished is not run again: stop it when you
+like and type the same command.
+"""
+
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from absl import app, flags
+
+from miniature import standins
+from miniature.commands import run, world_path
+from miniature.results.plan import BUDGETS, COMPARISONS, Budget, Comparison, Run, runs
+
+_SCALE = flags.DEFINE_enum("scale", "full", ["full", "smoke"], "smoke: a few steps of everything.")
+_ROOT = flags.DEFINE_string("root", "runs", "Where data and runs go.")
+_OUT = flags.DEFINE_string(
+    "out", "", "Where the report goes; by default ROOT/results, and it is committed from there."
+)
+_ONLY = flags.DEFINE_list("only", [], "Train and evaluate these runs only; compare nothing.")
+
+LARGEST = "qwen2.5-large"
+STAGE1_PARTS, STAGE2_PARTS = "reconstruction,denoising", "captions,vqa"
+_SMOKE = {
+    "data.batch_size": 8, "sampling.num_steps": 2, "sampling.batch_size": 8,
+    "sampling.max_new_tokens": 8, "evaluation.bootstrap_samples": 50,
+}  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    """Entry point."""
+    del argv
+    began = time.time()
+    smoke = _SCALE.value == "smoke"
+    root = pathlib.Path(_ROOT.value).absolute()
+    folder = root / ("results-smoke" if smoke else "results")
+    builder, budget = ("smoke" if smoke else "full"), BUDGETS[_SCALE.value]
+    world = root / "miniature_world"
+    path = world_path(world, builder)
+    if not path.exists():
+        run("miniature.build", data_dir=world, builder=builder)
+    shared: dict[str, Any] = {"data.source.path": path, "evaluation.source.path": path}
+    shared |= _SMOKE if smoke else {}
+    cache = folder / "cache"
+    _once(cache.with_name("cache.done"), _cache, cache, shared)
+    shared["data.cache"] = cache
+    for planned in runs(budget):
+        if not _ONLY.value or planned.name in _ONLY.value:
+            _once(folder / planned.name / "trained", _train, planned, folder, shared)
+            _once(folder / planned.name / "evaluated", _evaluate, planned, folder, shared, budget)
+    if not _ONLY.value:
+        out = pathlib.Path(_OUT.value).absolute() if _OUT.value else folder / "report"
+        _compare(COMPARISONS, folder, out)
+    print(f"{(time.time() - began) / 60:.1f} minutes in this call", flush=True)
+
+
+def _once(marker: pathlib.Path, action, *args) -> None:
+    """Nothing that is finished is done again."""
+    if marker.exists():
+        return
+    began = time.time()
+    action(*args)
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text(f"{time.time() - began:.0f} s\n")
+
+
+def _cache(out: pathlib.Path, shared: dict) -> None:
+    """Tower and VAE see every training image once, for all runs."""
+    run("vlv_jax.cache", config="configs/vlv_stage1.py:mini", out=out, config_values=shared)
+
+
+def _values(planned: Run, folder: pathlib.Path, shared: dict) -> dict[str, Any]:
+    return shared | {
+        "run.steps": planned.steps, "optimizer.total_steps": planned.steps,
+        "optimizer.warmup_steps": min(50, planned.steps // 10),
+        "run.seed": planned.seed, "run.sample_every": 0,
+        "run.init_from": folder / planned.after if planned.after else "",
+    } | planned.values  # fmt: skip
+
+
+def _train(planned: Run, folder: pathlib.Path, shared: dict) -> None:
+    run(
+        "vlv_jax.train", config=f"configs/vlv_stage{planned.stage}.py:mini",
+        workdir=folder / planned.name, config_values=_values(planned, folder, shared),
+    )  # fmt: skip
+
+
+def _evaluate(planned: Run, folder: pathlib.Path, shared: dict, budget: Budget) -> None:
+    values = _values(planned, folder, shared) | {
+        "evaluation.num_captions": budget.images, "evaluation.num_denoising": budget.images,
+        "evaluation.num_redrawn": budget.redrawn,
+    }  # fmt: skip
+    answering = {"answerer": standins.CHECKPOINTS / LARGEST} if planned.stage == 2 else {}
+    run(
+        "vlv_jax.evaluate", config=f"configs/vlv_stage{planned.stage}.py:mini",
+        workdir=folder / planned.name, out=folder / planned.name,
+        parts=STAGE1_PARTS if planned.stage == 1 else STAGE2_PARTS, config_values=values,
+        **answering,
+    )  # fmt: skip
+
+
+def _compare(comparisons: Iterable[Comparison], folder: pathlib.Path, out: pathlib.Path) -> None:
+    for comparison in comparisons:
+        arms = [
+            f"{name}={','.join(str(folder / run_name) for run_name in names)}"
+            for name, names in comparison.arms.items()
+        ]
+        words = ["--arms", *arms, "--metric", comparison.metrics, "--out", str(out)]
+        words += ["--section", comparison.section, "--note", comparison.note]
+        words += ["--baseline", comparison.baseline, "--title", "VLV in miniature: results"]
+        done = subprocess.run([sys.executable, "-m", "vlv_jax.compare", *words], check=False)
+        if done.returncode:
+            sys.exit(f"vlv_jax.compare ended with status {done.returncode}")
+
+
+if __name__ == "__main__":
+    app.run(main)
