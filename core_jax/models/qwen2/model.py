@@ -131,7 +131,7 @@ class Qwen2ForCausalLM(nn.Module):
     def hidden_states(
         self,
         inputs_embeds: Float[Array, "B T D"],
-        positions: Int[Array, "B T"],
+        positions: Int[Array, "*axes B T"],
         mask: Bool[Array, "#B #T S"],
         cache: KVCache | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
@@ -139,7 +139,8 @@ class Qwen2ForCausalLM(nn.Module):
 
         Args:
           inputs_embeds: embeddings, cast to the type of the parameters.
-          positions: of each input within its row, for the rotary embeddings.
+          positions: of each input within its row, for the rotary embeddings (see
+            `rotary_tables`).
           mask: which slots an input sees: its own sequence (S = T), or the cache's slots.
           cache: keys and values so far; the inputs are written at `cache.end`. `KVCache.claim`
             gives matching positions, mask and cache.
@@ -150,13 +151,20 @@ class Qwen2ForCausalLM(nn.Module):
         c = self.config
         x = inputs_embeds.astype(self.embed_tokens.embedding.dtype)
         x = constrain(x, "batch", "seq", "act_embed")
-        rope = rope_angles(positions, head_dim=c.head_size, theta=c.rope_theta)
+        rope = self.rotary_tables(positions)
         stacks, start = (None, None) if cache is None else ((cache.k, cache.v), cache.end)
         layers = jnp.arange(c.num_hidden_layers)
         (x, stacks), _ = self.layers((x, stacks), layers, (mask, rope, start))
         if cache is not None:
             cache = dataclasses.replace(cache, k=stacks[0], v=stacks[1], end=cache.end + x.shape[1])
         return self.norm(x), cache
+
+    def rotary_tables(
+        self, positions: Int[Array, "*axes B T"]
+    ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
+        """Cosines and sines of the rotary embeddings; [B, T] here, more axes in subclasses."""
+        c = self.config
+        return rope_angles(positions, head_dim=c.head_size, theta=c.rope_theta)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Output head, in the type of the parameters."""
