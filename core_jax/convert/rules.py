@@ -50,14 +50,14 @@ class Entry:
     Attributes:
       name: the canonical stored name.
       path: our parameter path, 'a/b/kernel'.
-      layer: index into the leading axis of a stacked parameter, or None.
+      layer: index into the leading axis (or axes) of a stacked parameter, or None.
       layout: orientation.
       shape: the stored shape.
     """
 
     name: str
     path: str
-    layer: int | None
+    layer: int | tuple[int, ...] | None
     layout: Layout
     shape: tuple[int, ...]
 
@@ -78,11 +78,29 @@ class Rename:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pattern:
+    """A stack with several leading axes, whose layers alternate with those of other stacks.
+
+    Attributes:
+      path: the stack's parameter path.
+      name: under which its layers are stored, as 'name.{number}.rest'.
+      first: the number of the layer at index 0, 0, ...
+      strides: for each leading axis, how far apart the numbers of its neighbours are.
+    """
+
+    path: str
+    name: str
+    first: int
+    strides: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class WeightRules:
     """Everything about a family's tensor names.
 
     Attributes:
       stacked: parameter paths whose leaves carry a leading layer axis, stored as 'path.{i}.rest'.
+      patterns: the same for stacks of more axes; see `Pattern`.
       plain: path components that end in _<digit> and keep the underscore in the stored name.
       rename: stored name -> final stored name, for what the derivation gets wrong.
       layouts: (regex on our path, layout) for leaves whose layout is not what rank suggests.
@@ -96,6 +114,7 @@ class WeightRules:
     """
 
     stacked: tuple[str, ...] = ()
+    patterns: tuple[Pattern, ...] = ()
     plain: tuple[str, ...] = ()
     rename: Callable[[str], str] = lambda name: name
     layouts: tuple[tuple[str, Layout], ...] = ()
@@ -122,21 +141,24 @@ def derive_entries(
     Raises:
       ValueError: two parameters would be stored under one name; the rules are wrong.
     """
+    stacks = (*(Pattern(p, p, 0, (1,)) for p in rules.stacked), *rules.patterns)
     entries = []
     for path, shape in shapes.items():
-        prefix = next((p for p in rules.stacked if path.startswith(p + "/")), None)
-        if prefix is None:
+        stack = next((s for s in stacks if path.startswith(s.path + "/")), None)
+        if stack is None:
             layout = _layout(path, len(shape), rules)
             name = rules.rename(_stored_name(path, rules))
             entries.append(Entry(name, path, None, layout, layout.stored_shape(shape)))
             continue
-        layout = _layout(path, len(shape) - 1, rules)
-        rest = path[len(prefix) + 1 :]
-        for layer in range(shape[0]):
-            name = _stored_name(f"{prefix}/{layer}/{rest}", rules)
-            entries.append(
-                Entry(rules.rename(name), path, layer, layout, layout.stored_shape(shape[1:]))
-            )
+        axes = len(stack.strides)
+        layout = _layout(path, len(shape) - axes, rules)
+        stored_shape = layout.stored_shape(shape[axes:])
+        rest = path[len(stack.path) + 1 :]
+        for index in np.ndindex(*shape[:axes]):
+            number = stack.first + sum(i * n for i, n in zip(index, stack.strides, strict=True))
+            name = rules.rename(_stored_name(f"{stack.name}/{number}/{rest}", rules))
+            layer = index[0] if axes == 1 else index
+            entries.append(Entry(name, path, layer, layout, stored_shape))
     counts = collections.Counter(e.name for e in entries)
     if clashes := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"several parameters would be stored as {', '.join(clashes)}")

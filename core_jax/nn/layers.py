@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from core_jax.ops.broadcast import match_rank
 from core_jax.ops.conv import Padding, conv2d
 from core_jax.ops.execution import ConvBackend, DepthwiseBackend
-from core_jax.ops.norms import group_norm, layer_norm, rms_norm
+from core_jax.ops.norms import group_norm, layer_norm, rms_norm, rms_norm_one_plus
 
 _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
@@ -105,6 +105,18 @@ class RMSNorm(nn.Module):
         return rms_norm(x, scale, eps=self.eps)
 
 
+class OnePlusRMSNorm(nn.Module):
+    """Root-mean-square normalisation whose scale is stored as its distance from one (Gemma)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalises the last axis."""
+        scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
+        return rms_norm_one_plus(x, scale, eps=self.eps)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation of images."""
 
@@ -120,5 +132,10 @@ class GroupNorm(nn.Module):
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact (erf) GELU; every network here uses it, none the tanh form."""
+    """The exact (erf) GELU, which is what networks mean by "gelu"."""
     return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The tanh approximation of GELU ("gelu_pytorch_tanh": Gemma, SigLIP)."""
+    return jax.nn.gelu(x, approximate=True)

@@ -40,8 +40,10 @@ def dot_product_attention(
         return jax.nn.dot_product_attention(
             q, k, v, mask=full, scale=scale, implementation="cudnn"
         )
-    # Scaling the queries costs T*H instead of T*S products.
-    grouped = (q * jnp.asarray(scale, q.dtype)).reshape(B, T, K, N // K, H)
+    # Scaling the queries costs T*H instead of T*S products. The factor itself stays float32: in
+    # bfloat16 one that is no power of two would be off by up to 0.4 % for every logit.
+    scaled = (q.astype(jnp.float32) * scale).astype(q.dtype)
+    grouped = scaled.reshape(B, T, K, N // K, H)
     logits = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask[:, None, None], logits, _MASKED)

@@ -34,6 +34,15 @@ def rms_norm(
     return match_rank(scale, y).astype(x.dtype) * y.astype(x.dtype)
 
 
+def rms_norm_one_plus(
+    x: Float[Array, "... D"], scale: Float[Array, " D"], *, eps: float
+) -> Float[Array, "... D"]:
+    """Root-mean-square normalisation times 1 + scale, as Gemma does; rounded once, at the end."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * (1.0 + match_rank(scale, y).astype(jnp.float32))).astype(x.dtype)
+
+
 def group_norm(
     x: Float[Array, "B h w c"],
     scale: Float[Array, " c"],
