@@ -38,6 +38,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "core_jax.models.autoencoder_kl": ("AutoencoderKL",),
     "core_jax.models.florence2": ("Florence2ForConditionalGeneration", "florence2"),
     "core_jax.models.qwen2": ("Qwen2ForCausalLM", "qwen2"),
+    "core_jax.models.qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"),
 }
 
 STORED_TYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
