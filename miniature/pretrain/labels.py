@@ -5,13 +5,13 @@ them over. A stand-in gets to the same point in minutes by first learning to say
 every cell; the probe is thrown away.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from core_jax.ops.losses import token_cross_entropy
 from miniature.world import Scene
@@ -101,22 +101,51 @@ def init_probe(probe: nn.Module, shape: tuple[int, ...], key: jax.Array) -> dict
     return probe.init(key, jnp.zeros((1, *shape)))["params"]
 
 
+def recolour(images: Int[Array, "B h w 3"], key: jax.Array) -> Float[Array, "B h w 3"]:
+    """Every picture with its channels mixed by a random matrix; values stay in 0..255."""
+    weights = jax.random.uniform(key, (images.shape[0], 3, 3), minval=-1.0, maxval=1.0)
+    weights = weights / jnp.sum(jnp.abs(weights), axis=1, keepdims=True)
+    mixed = jnp.einsum("bhwc,bcd->bhwd", images.astype(jnp.float32) - 127.5, weights)
+    return mixed + 127.5
+
+
+def hide_colours(batch: Mapping[str, Array], hidden: Bool[Array, " B"]) -> dict[str, Array]:
+    """Labels of which colours, those of the background too, are ignored in some rows."""
+    cells, backgrounds = batch["cells"], batch["backgrounds"]
+    colour = jnp.where(hidden[:, None], _IGNORED, cells[..., 1])
+    return {
+        "cells": cells.at[..., 1].set(colour),
+        "backgrounds": jnp.where(hidden[:, None], _IGNORED, backgrounds),
+    }
+
+
 def probe_loss(
     logits: Logits,
     cells: Int[Array, "B 9 4"],
     backgrounds: Int[Array, "B 2"],
 ) -> tuple[Array, dict[str, Array]]:
-    """Mean cross-entropies, and `objects_right`: objects with shape, colour and size right."""
-    of_cells, of_backgrounds = logits
-    cells = cells.astype(jnp.int32)
-    total = jnp.mean(token_cross_entropy(of_backgrounds, backgrounds.astype(jnp.int32)))
+    """Mean cross-entropies; `objects_right`: objects with shape, colour, size right as far as told.
+
+    Negative labels are ignored.
+    """
+    total = _mean_loss(logits[1], backgrounds)[0]
     filled = cells[..., 0] > 0
-    right = filled
-    for i, attribute in enumerate(of_cells):
-        mask = jnp.ones_like(filled) if i == 0 else filled
-        target = jnp.maximum(cells[..., i], 0)
-        losses = token_cross_entropy(attribute, target) * mask
-        total += jnp.sum(losses) / jnp.sum(mask)
-        if i < 3:
-            right &= jnp.argmax(attribute, -1) == target
-    return total, {"objects_right": jnp.sum(right) / jnp.sum(filled)}
+    right, metrics = filled, {}
+    for (name, _), attribute, target in zip(
+        _ATTRIBUTES, logits[0], jnp.moveaxis(cells, -1, 0), strict=True
+    ):
+        loss, hit = _mean_loss(attribute, target)
+        total += loss
+        metrics[f"{name}_right"] = jnp.sum(hit & filled) / jnp.sum(filled)
+        if name != "texture":
+            right &= hit
+    return total, metrics | {"objects_right": jnp.sum(right) / jnp.sum(filled)}
+
+
+def _mean_loss(logits: Array, target: Array) -> tuple[Array, Array]:
+    """Mean cross-entropy where a label is told, and where the guess is right or not asked for."""
+    target = target.astype(jnp.int32)
+    told = target >= 0
+    losses = token_cross_entropy(logits, jnp.maximum(target, 0)) * told
+    hit = (jnp.argmax(logits, -1) == target) | ~told
+    return jnp.sum(losses) / jnp.maximum(jnp.sum(told), 1), hit
