@@ -50,8 +50,9 @@ class _Attention(nn.Module):
     execution: Execution
 
     @nn.compact
-    def __call__(self, x, rope, segments, sees_all):
+    def __call__(self, x, sees_all, shared):
         c = self.config
+        rope, segments = shared
         R, S, D = x.shape
         qkv = Linear(3 * D, name="qkv")(x).reshape(R, S, 3, c.num_heads, c.head_dim)
         q, k, v = jnp.moveaxis(qkv, 2, 0)
@@ -90,7 +91,7 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x, sees_all, shared):
         attention = _Attention(self.config, self.execution, name="attn")
-        x = x + attention(RMSNorm(_EPS, name="norm1")(x), *shared, sees_all)
+        x = x + attention(RMSNorm(_EPS, name="norm1")(x), sees_all, shared)
         x = x + _Mlp(self.config, name="mlp")(RMSNorm(_EPS, name="norm2")(x))
         return constrain(x, "batch", "seq", "act_embed"), None
 
