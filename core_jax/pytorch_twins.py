@@ -198,6 +198,43 @@ def _qwen2_theirs(path, inputs):
     return {"logits": _numpy(model(_torch(inputs["ids"])).logits)}
 
 
+def _qwen2_5_vl_inputs(config, rng):
+    tower, special = config.vision_config, config.image_token_id
+    m, side = tower.spatial_merge_size, tower.window_side
+    # Two images that are not square; neither fills whole windows.
+    grids = np.asarray([(1, (side + 1) * m, (2 * side + 1) * m), (1, 3 * m, m)], np.int32)
+    tokens = [int(np.prod(g)) // tower.merge_unit for g in grids]
+    text = _ids(rng, min(config.image_token_id, config.video_token_id), 3, 20)
+    ids = [text[0], [special] * tokens[0], text[1], [special] * tokens[1], text[2]]
+    patches = _normal(rng, sum(tokens) * tower.merge_unit, tower.patch_values)
+    return {"ids": np.concatenate(ids)[None].astype(np.int32), "patches": patches, "grids": grids}
+
+
+def _qwen2_5_vl_ours(model, params, inputs):
+    from core_jax.models.qwen2_5_vl import pack_images, place_prompts
+
+    grids = inputs["grids"]
+    images = np.split(inputs["patches"], np.cumsum(grids.prod(1))[:-1])
+    packed = pack_images(images, grids, model.config.vision_config, rows=1)
+    places = place_prompts(inputs["ids"], None, packed, model.config)
+    batch = (packed.batch.patches, packed.batch.positions, packed.batch.segments)
+    tokens = _apply(model, params, *batch, method="image_tokens")
+    tokens = tokens.reshape(-1, tokens.shape[-1])[np.concatenate(packed.token_slots)]
+    logits = _apply(model, params, inputs["ids"], places.positions, places.image_slots, *batch)
+    return {"image_tokens": tokens, "logits": logits}
+
+
+def _qwen2_5_vl_theirs(path, inputs):
+    import torch
+
+    model = _read_with("transformers", "Qwen2_5_VLForConditionalGeneration", path)
+    ids, patches, grids = (_torch(x) for x in inputs.values())
+    features = model.get_image_features(patches, grids).pooler_output
+    kinds = (ids == model.config.image_token_id).int()  # without it positions are those of text
+    out = model(input_ids=ids, pixel_values=patches, image_grid_thw=grids, mm_token_type_ids=kinds)
+    return {"image_tokens": _numpy(torch.cat(list(features))), "logits": _numpy(out.logits)}
+
+
 def _whole(output: str) -> Callable[[Any, Any, Arrays], Mapping[str, Any]]:
     """The model's `__call__` on all inputs, in order."""
     return lambda model, params, inputs: {output: _apply(model, params, *inputs.values())}
@@ -213,4 +250,7 @@ TWINS: Mapping[str, Twin] = {
         inputs=_florence2_inputs, ours=_florence2_ours, theirs=_florence2_theirs
     ),
     "qwen2": Twin(inputs=_qwen2_inputs, ours=_whole("logits"), theirs=_qwen2_theirs),
+    "qwen2_5_vl": Twin(
+        inputs=_qwen2_5_vl_inputs, ours=_qwen2_5_vl_ours, theirs=_qwen2_5_vl_theirs
+    ),
 }
