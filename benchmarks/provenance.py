@@ -44,7 +44,9 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        # Results and figures change while a series of benchmarks is run.
+        tracked = ("--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs")
+        changed = git("status", "--porcelain", *tracked)
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

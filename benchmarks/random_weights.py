@@ -8,20 +8,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from core_jax.models.auto import family_of
 from core_jax.partition import flatten, unflatten
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
-def _normal(key, mean, std, shape, dtype):
-    return (mean + std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
-
-
 def random_leaves(
     abstract: Mapping[str, Any], *, seed: int = 0, dtype: Any = jnp.float32, shardings: Any = None
 ) -> dict[str, Any]:
-    """A tree of random arrays; each is made where it will live, a leaf at a time.
+    """A tree of random arrays.
 
     Kernels have the variance of one over their inputs, scales are about 1, biases about 0.
 
@@ -29,27 +26,47 @@ def random_leaves(
       abstract: nested dict of shapes.
       seed: a leaf depends on it and on its path only.
       dtype: of every leaf.
-      shardings: tree like `abstract`; the default device if None.
+      shardings: tree like `abstract`: each leaf is made where it will live, by a compiled program
+        (one for each shape). None makes them on the host, which compiles nothing; the numbers
+        are others.
     """
-    places = {} if shardings is None else flatten(shardings)
+    places = None if shardings is None else flatten(shardings)
     made = {}
     for path, leaf in flatten(abstract).items():
-        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()) & 0x7FFFFFFF)
+        number = zlib.crc32(path.encode())
         mean, std = _moments(path.rpartition("/")[2], leaf.shape)
-        arguments = {"shape": leaf.shape, "dtype": jnp.dtype(dtype)}
-        if path in places:
-            make = jax.jit(
-                functools.partial(_normal, **arguments), out_shardings=places[path]
-            )
-            made[path] = make(key, mean, std)
+        if places is None:
+            rng = np.random.default_rng([seed, number])
+            values = mean + std * rng.standard_normal(leaf.shape, np.float32)
+            made[path] = jnp.asarray(values, dtype)
         else:
-            made[path] = _normal(key, mean, std, **arguments)
+            key = jax.random.fold_in(jax.random.key(seed), number & 0x7FFFFFFF)
+            make = _maker(leaf.shape, jnp.dtype(dtype), places[path])
+            made[path] = make(key, mean, std)
     return unflatten(made)
 
 
-def random_params(model: Any, **options: Any) -> dict[str, Any]:
-    """`random_leaves` for a model of one of the project's families."""
-    return random_leaves(family_of(model).abstract_params(model), **options)
+@functools.cache
+def _maker(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
+    def normal(key, mean, std):
+        return (mean + std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+    return jax.jit(normal, out_shardings=sharding)
+
+
+def random_params(model: Any, *, on_device: bool = False, **options: Any) -> dict[str, Any]:
+    """`random_leaves` for a model of one of the project's families.
+
+    Args:
+      model: Linen module.
+      on_device: make them on the first device, not on the host.
+      options: of `random_leaves`.
+    """
+    abstract = family_of(model).abstract_params(model)
+    if on_device:
+        place = SingleDeviceSharding(jax.devices()[0])
+        options["shardings"] = jax.tree.map(lambda _: place, abstract)
+    return random_leaves(abstract, **options)
 
 
 def _moments(kind: str, shape: Sequence[int]) -> tuple[float, float]:

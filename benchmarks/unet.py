@@ -55,8 +55,8 @@ def unet_config(size: str) -> Any:
     return UNet2DConditionConfig(
         sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
         cross_attention_dim=16, attention_head_dim=(1, 2), use_linear_projection=True,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), mid_block_type=None,
+        up_block_types=("UpBlock2D", "UpBlock2D"),
     )  # fmt: skip
 
 
@@ -73,14 +73,12 @@ def unet_inputs(config: Any, batch: int, side: int) -> dict[str, Any]:
     }
 
 
-def make_calls(model: Any, params: Any, inputs: Mapping[str, np.ndarray], dtype: Any) -> Any:
-    """(forward, forward+backward), compiled when first called, that wait for the device."""
+def functions(model: Any, inputs: Mapping[str, np.ndarray], dtype: Any) -> tuple[Any, Any]:
+    """(forward, forward+backward), both functions of the parameters and the context."""
     import jax
     import jax.numpy as jnp
 
-    sample, context, cotangent = (
-        jnp.asarray(inputs[n], dtype) for n in ("sample", "context", "cotangent")
-    )
+    sample, cotangent = (jnp.asarray(inputs[n], dtype) for n in ("sample", "cotangent"))
     timesteps = jnp.asarray(inputs["timesteps"])
 
     def predict(params, context):
@@ -90,23 +88,31 @@ def make_calls(model: Any, params: Any, inputs: Mapping[str, np.ndarray], dtype:
         prediction, pullback = jax.vjp(lambda c: predict(params, c), context)
         return prediction, pullback(cotangent)[0]
 
-    forward, both = jax.jit(predict), jax.jit(both)
-    return (
-        lambda: jax.block_until_ready(forward(params, context)),
-        lambda: jax.block_until_ready(both(params, context)),
-    )
+    return predict, both
 
 
-def time_ours(measured: Measured, model, params, inputs, dtype, repeats: int) -> None:
+def time_ours(
+    measured: Measured, model, params, inputs, dtype, *, repeats: int, prefix: str = ""
+) -> None:
     """Adds both measures of this project."""
-    forward, both = make_calls(model, params, inputs, dtype)
-    prediction = measured.time(FORWARD, forward, repeats=repeats)
-    _, gradient = measured.time(BACKWARD, both, repeats=repeats)
+    import jax
+    import jax.numpy as jnp
+
+    context = jnp.asarray(inputs["context"], dtype)
+    forward, both = (jax.jit(f) for f in functions(model, inputs, dtype))
+    prediction = measured.time(
+        prefix + FORWARD, lambda: jax.block_until_ready(forward(params, context)), repeats=repeats
+    )
+    _, gradient = measured.time(
+        prefix + BACKWARD, lambda: jax.block_until_ready(both(params, context)), repeats=repeats
+    )
     measured.outputs[FORWARD] = np.asarray(prediction, np.float32)
     measured.outputs[BACKWARD] = np.asarray(gradient, np.float32)
 
 
-def time_peer(measured: Measured, model, inputs, dtype, device: str, repeats: int) -> None:
+def time_peer(
+    measured: Measured, model, inputs, dtype, device: str, *, repeats: int, prefix: str = ""
+) -> None:
     """Adds both measures of a diffusers model, run eagerly."""
     import torch
 
@@ -131,8 +137,10 @@ def time_peer(measured: Measured, model, inputs, dtype, device: str, repeats: in
         model(sample, timesteps, leaf).sample.backward(cotangent)
         return wait(leaf.grad)
 
-    measured.outputs[FORWARD] = to_numpy(measured.time(FORWARD, forward, repeats=repeats))
-    measured.outputs[BACKWARD] = to_numpy(measured.time(BACKWARD, both, repeats=repeats))
+    prediction = measured.time(prefix + FORWARD, forward, repeats=repeats)
+    gradient = measured.time(prefix + BACKWARD, both, repeats=repeats)
+    measured.outputs[FORWARD] = to_numpy(prediction)
+    measured.outputs[BACKWARD] = to_numpy(gradient)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +177,7 @@ def _ours(arguments: Arguments, folder: pathlib.Path) -> Measured:
     model = model.clone(execution=Execution(conv=arguments.conv))
     measured = Measured()
     inputs = dict(np.load(folder / "inputs.npz"))
-    time_ours(measured, model, params, inputs, arguments.dtype, arguments.repeats)
+    time_ours(measured, model, params, inputs, arguments.dtype, repeats=arguments.repeats)
     return measured
 
 
@@ -183,7 +191,7 @@ def _theirs(arguments: Arguments, folder: pathlib.Path) -> Measured:
     )
     measured = Measured(facts={"threads": torch.get_num_threads()})
     inputs = dict(np.load(folder / "inputs.npz"))
-    time_peer(measured, model.eval(), inputs, dtype, "cpu", arguments.repeats)
+    time_peer(measured, model.eval(), inputs, dtype, "cpu", repeats=arguments.repeats)
     return measured
 
 
