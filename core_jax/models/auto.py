@@ -38,6 +38,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "core_jax.models.autoencoder_kl": ("AutoencoderKL",),
     "core_jax.models.florence2": ("Florence2ForConditionalGeneration", "florence2"),
     "core_jax.models.qwen2": ("Qwen2ForCausalLM", "qwen2"),
+    "core_jax.models.gemma3": ("Gemma3ForConditionalGeneration", "gemma3"),
+    "core_jax.models.gemma3_text": ("Gemma3ForCausalLM", "gemma3_text"),
+    "core_jax.models.siglip": ("SiglipVisionModel", "siglip_vision_model"),
     "core_jax.models.qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"),
 }
 
