@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -223,6 +224,35 @@ def test_only_networks_that_are_needed_are_loaded(tiny_hub, tmp_path, monkeypatc
     assert found.captioner is None
     assert found.autoencoder.networks.language_model is None
     assert found.autoencoder.networks.unet is not None
+
+
+def test_a_stage1_workdir_is_known_whatever_config_is_given(tiny_hub, tmp_path, monkeypatch):
+    given = make_experiment(tiny_hub)
+    own = dataclasses.replace(
+        given, stage=1, model=dataclasses.replace(given.model, language_model="")
+    )
+    save_experiment(tmp_path, own)
+    monkeypatch.setattr(workdir, "own_params", lambda *a, **k: {})
+    found = load_subject(tmp_path, given)
+    assert found.captioner is None
+    assert found.experiment.stage == 1
+    assert found.evaluation == given.evaluation
+    with pytest.raises(WorkdirError, match="stage-1 run"):
+        load_subject(tmp_path, given, ("captions",))
+
+
+def test_the_stage_of_an_export_is_its_own(tiny_hub, tmp_path, monkeypatch):
+    given = make_experiment(tiny_hub)
+    loaded = types.SimpleNamespace(sampling=None)
+    monkeypatch.setattr(run, "is_export", lambda path: True)
+    monkeypatch.setattr(run, "load_pair", lambda path, experiment: (loaded, None))
+    for language_model, stage in (("", 1), ("somewhere", 2)):
+        model = dataclasses.replace(given.model, language_model=language_model)
+        monkeypatch.setattr(run, "exported_model", lambda path, model=model: model)
+        found = load_subject(tmp_path, given)
+        assert found.experiment.stage == stage
+        assert found.experiment.model == model
+        assert loaded.sampling == given.sampling
 
 
 def test_what_is_misspelt_is_named(tiny_hub, subject, tmp_path):

@@ -63,6 +63,8 @@ def test_text_in_captions_is_never_a_template():
 
 def test_first_line():
     assert first_line("\n  red \nQuestion: more?") == "red"
+    assert first_line(" yes\r\nQuestion: more?\nAnswer: no") == "yes"
+    assert first_line("two") == "two"
     assert first_line(" \n ") == ""
 
 
