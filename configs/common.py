@@ -99,15 +99,15 @@ def sampling(**changes) -> ConfigDict:
 
 
 def mini_sampling() -> ConfigDict:
-    """For 64x64 pictures and captions of up to 96 tokens."""
-    return sampling(sampler="ddim", num_steps=25, max_new_tokens=96, batch_size=50)
+    """For 64x64 pictures and captions of at most 61 tokens, the end of text included."""
+    return sampling(sampler="ddim", num_steps=25, max_new_tokens=72, batch_size=50)
 
 
 def mini_data(**changes) -> ConfigDict:
     """The miniature world, as `python -m miniature.build` writes it."""
     config = data(
         "tfds", "runs/miniature_world/miniature_world/full/1.0.0",
-        batch_size=32, image_size=64, max_tokens=96, num_threads=2,
+        batch_size=32, image_size=64, max_tokens=64, num_threads=2,
     )  # fmt: skip
     config.source.split = "train"
     config.update(changes)
@@ -123,6 +123,7 @@ def mini_evaluation() -> ConfigDict:
         "num_captions": 500,
         "num_redrawn": 48,
         "num_denoising": 500,
+        "timesteps_per_image": 4,
         "scorer": "miniature.world.scoring:scorer",
         "reference_key": "scene",
         "bootstrap_samples": 1000,

@@ -31,7 +31,7 @@ from miniature.pretrain.labels import (
     recolour,
 )
 from miniature.pretrain.scenes import captions, images, scenes
-from miniature.world import Scene
+from miniature.world import Scene, render, sample_crowd
 
 BATCH = 32
 LENGTH = 56  # tokens of a caption, start and end included
@@ -61,8 +61,8 @@ def train_florence2(
     tower = fit(
         "florence2-tower",
         params={"model": {"vision_tower": params["vision_tower"]}, "probe": probe_params},
-        loss=_tower_loss(model, probe), make_batches=_batches(pixels, arrays, seed=2),
-        steps=tower_steps, learning_rate=1e-3, workdir=workdir, ema_decay=0.99,
+        loss=_tower_loss(model, probe), make_batches=_tower_batches(pixels, arrays),
+        steps=tower_steps, learning_rate=2e-3, workdir=workdir, ema_decay=0.99,
     )  # fmt: skip
     learned = fit(
         "florence2",
@@ -89,7 +89,7 @@ def _read(probe: GridProbe, params: Any, features: jax.Array, batch: Any):
 
 
 def _tower_loss(model: florence2.Florence2, probe: GridProbe) -> Callable:
-    """Half of the pictures come in false colours, so that a shape is known by its outline.
+    """A third of the pictures come in false colours, so that a shape is known by its outline.
 
     Some combinations of shape, colour and size are never seen in training; a tower that has only
     seen true colours takes a colour as a hint of the shapes it goes with. False colours are not
@@ -98,7 +98,7 @@ def _tower_loss(model: florence2.Florence2, probe: GridProbe) -> Callable:
 
     def loss(params, frozen, batch, key):
         del frozen
-        false = jnp.arange(batch["image"].shape[0]) % 2 == 1
+        false = jnp.arange(batch["image"].shape[0]) % 3 == 2
         x = jnp.where(false[:, None, None, None], recolour(batch["image"], key), batch["image"])
         features = model.apply(
             {"params": params["model"]}, _normalized(x), method="vision_features"
@@ -132,6 +132,28 @@ def _caption_loss(model: florence2.Florence2, probe: GridProbe, prompt: list[int
         return caption + PROBE_WEIGHT * probe_value, metrics | {"caption": caption}
 
     return loss
+
+
+def _tower_batches(
+    pixels: np.ndarray, arrays: dict[str, np.ndarray]
+) -> Callable[[int], Iterator[dict]]:
+    """Three quarters are crowds that are drawn as they are needed and never come again."""
+    crowds = BATCH * 3 // 4
+
+    def batches(start: int) -> Iterator[dict]:
+        for step, rows in index_batches(len(pixels), BATCH - crowds, seed=2, start_step=start):
+            crowd = [sample_crowd(0, step * crowds + i) for i in range(crowds)]
+            order = np.random.default_rng((2, step)).permutation(BATCH)
+            yield {
+                name: np.concatenate([drawn, kept[rows]])[order]
+                for name, drawn, kept in (
+                    ("image", np.stack([render(scene) for scene in crowd]), pixels),
+                    ("cells", cell_labels(crowd), arrays["cells"]),
+                    ("backgrounds", background_labels(crowd), arrays["backgrounds"]),
+                )
+            }
+
+    return batches
 
 
 def _batches(

@@ -4,7 +4,7 @@ from miniature.world.captions import STYLES, describe
 from miniature.world.parsing import ParsedObject, ParsedScene, parse
 from miniature.world.qa import QA, questions
 from miniature.world.rendering import render, render_image
-from miniature.world.scenes import Background, Object, Scene, sample_scene
+from miniature.world.scenes import Background, Object, Scene, sample_crowd, sample_scene
 from miniature.world.scoring import aggregate, score, scorer
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "questions",
     "render",
     "render_image",
+    "sample_crowd",
     "sample_scene",
     "score",
     "scorer",
