@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import pathlib
 import re
+import typing
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -68,10 +69,11 @@ def _parse(argv: list[str]) -> list[str]:
 def _config_names(cls: type) -> set[str]:
     """Names of a dataclass's fields and of the dataclasses in them."""
     names = set()
-    for field in dataclasses.fields(cls):
-        names.add(field.name)
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            names |= _config_names(field.type)
+    for name, kind in typing.get_type_hints(cls).items():
+        names.add(name)
+        for inner in (kind, *typing.get_args(kind)):  # the parts of `EvaluationConfig | None`
+            if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+                names |= _config_names(inner)
     return names
 
 
