@@ -28,6 +28,7 @@ _ONLY = flags.DEFINE_list("only", [], "Train and evaluate these runs only; compa
 
 LARGEST = "qwen2.5-large"
 STAGE1_PARTS, STAGE2_PARTS = "reconstruction,denoising", "captions,vqa"
+TITLE, GALLERY = "VLV in miniature: results", 24
 _SMOKE = {
     "data.batch_size": 8, "sampling.num_steps": 2, "sampling.batch_size": 8,
     "sampling.max_new_tokens": 8, "evaluation.bootstrap_samples": 50,
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> None:
             _once(folder / planned.name / "evaluated", _evaluate, planned, folder, shared, budget)
     if not _ONLY.value:
         out = pathlib.Path(_OUT.value).absolute() if _OUT.value else folder / "report"
+        _show(folder, shared, budget, out)
         _compare(COMPARISONS, folder, out)
     print(f"{(time.time() - began) / 60:.1f} minutes in this call", flush=True)
 
@@ -106,6 +108,17 @@ def _evaluate(planned: Run, folder: pathlib.Path, shared: dict, budget: Budget) 
     )  # fmt: skip
 
 
+def _show(folder: pathlib.Path, shared: dict, budget: Budget, out: pathlib.Path) -> None:
+    """Pictures and captions of the first seed; its numbers make way for the mean over seeds."""
+    planned = next(r for r in runs(budget) if r.stage == 2)
+    shown = {"evaluation.num_captions": GALLERY, "evaluation.num_redrawn": GALLERY}
+    run(
+        "vlv_jax.evaluate", config="configs/vlv_stage2.py:mini", workdir=folder / planned.name,
+        out=out, parts="captions,reconstruction", title=TITLE,
+        config_values=_values(planned, folder, shared) | shown,
+    )  # fmt: skip
+
+
 def _compare(comparisons: Iterable[Comparison], folder: pathlib.Path, out: pathlib.Path) -> None:
     for comparison in comparisons:
         arms = [
@@ -114,7 +127,7 @@ def _compare(comparisons: Iterable[Comparison], folder: pathlib.Path, out: pathl
         ]
         words = ["--arms", *arms, "--metric", comparison.metrics, "--out", str(out)]
         words += ["--section", comparison.section, "--note", comparison.note]
-        words += ["--baseline", comparison.baseline, "--title", "VLV in miniature: results"]
+        words += ["--baseline", comparison.baseline, "--title", TITLE]
         done = subprocess.run([sys.executable, "-m", "vlv_jax.compare", *words], check=False)
         if done.returncode:
             sys.exit(f"vlv_jax.compare ended with status {done.returncode}")
