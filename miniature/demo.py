@@ -10,7 +10,7 @@ import time
 
 from absl import app, flags
 
-from miniature.commands import run, world_path
+from miniature.commands import keep_compiled_programs, run, world_path
 from miniature.world.folder import write_folder
 
 _SCALE = flags.DEFINE_enum(
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
     began = time.time()
     smoke = _SCALE.value == "smoke"
     root = pathlib.Path(_ROOT.value).absolute()
+    keep_compiled_programs(root)
     demo = root / ("demo-smoke" if smoke else "demo")
     builder = "smoke" if smoke else "full"
     world = root / "miniature_world"

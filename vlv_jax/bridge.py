@@ -60,9 +60,9 @@ class CaptionProjector(nn.Module):
 
 def init_bridge(bridge: Bridge, key: jax.Array) -> dict:
     """Fresh float32 parameters; torch's Linear default is uniform of the same variance."""
-    return bridge.init(key)["params"]
+    return jax.jit(bridge.init)(key)["params"]
 
 
 def init_projector(projector: CaptionProjector, embed_dim: int, key: jax.Array) -> dict:
     """Fresh float32 parameters."""
-    return projector.init(key, jax.numpy.zeros((1, 1, embed_dim)))["params"]
+    return jax.jit(projector.init)(key, jax.numpy.zeros((1, 1, embed_dim)))["params"]

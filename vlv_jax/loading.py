@@ -154,13 +154,22 @@ def load_schedule(pipeline: pathlib.Path) -> NoiseSchedule:
 
 def cast_frozen(frozen: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     """Frozen parameters in the precision they are held in; the VAE has its own."""
-
-    def cast(tree, dtype):
-        return jax.tree.map(
-            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-        )
-
     return {
-        name: cast(tree, config.vae_dtype if name == names.VAE else config.frozen_dtype)
+        name: _cast(tree, config.vae_dtype if name == names.VAE else config.frozen_dtype)
         for name, tree in frozen.items()
     }
+
+
+def _cast(tree: Any, dtype: str) -> Any:
+    """Floating-point leaves in a type. One program casts all: one a shape takes seconds."""
+    leaves, structure = jax.tree.flatten(tree)
+    other = [
+        i
+        for i, x in enumerate(leaves)
+        if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.dtype(dtype)
+    ]
+    if other:
+        done = jax.jit(lambda xs: [x.astype(dtype) for x in xs])([leaves[i] for i in other])
+        for i, x in zip(other, done, strict=True):
+            leaves[i] = x
+    return jax.tree.unflatten(structure, leaves)
