@@ -235,6 +235,64 @@ def _qwen2_5_vl_theirs(path, inputs):
     return {"image_tokens": _numpy(torch.cat(list(features))), "logits": _numpy(out.logits)}
 
 
+def _siglip_inputs(config, rng):
+    return {"images": _normal(rng, 2, config.image_size, config.image_size, config.num_channels)}
+
+
+def _siglip_theirs(path, inputs):
+    model = _read_with("transformers", "SiglipVisionModel", path)
+    return {"vision_features": _grid(model(_torch(inputs["images"])).last_hidden_state)}
+
+
+def _grid(patches: Any) -> np.ndarray:
+    """[B, h * w, D] -> [B, h, w, D]."""
+    array = _numpy(patches)
+    side = math.isqrt(array.shape[1])
+    return array.reshape(array.shape[0], side, side, -1)
+
+
+def _gemma3_text_inputs(config, rng):
+    # Longer than the window of the local layers, where that is possible in reasonable time.
+    length = min(config.sliding_window + 32, config.max_position_embeddings, 1100)
+    return {"ids": _ids(rng, config.vocab_size, 1, length)}
+
+
+def _gemma3_text_theirs(path, inputs):
+    model = _read_with("transformers", "Gemma3ForCausalLM", path)
+    return {"logits": _numpy(model(_torch(inputs["ids"])).logits)}
+
+
+def _gemma3_inputs(config, rng):
+    """Two images in one prompt."""
+    ids = _gemma3_text_inputs(config.text_config, rng)["ids"][0]
+    ids = np.where(ids == config.image_token_index, 0, ids)
+    run = [config.boi_token_index, *[config.image_token_index] * config.mm_tokens_per_image,
+           config.eoi_token_index]  # fmt: skip
+    prompt = np.concatenate([ids[:4], run, ids[4:9], run, ids[9:]]).astype(np.int32)
+    return {"ids": prompt[None], **_siglip_inputs(config.vision_config, rng)}
+
+
+def _gemma3_ours(model, params, inputs):
+    grid = _apply(model, params, inputs["images"], method="vision_features")
+    tokens = _apply(model, params, grid, method="project_features")
+    logits = _apply(model, params, inputs["ids"], inputs["images"])
+    return {"vision_features": grid, "image_tokens": tokens, "logits": logits}
+
+
+def _gemma3_theirs(path, inputs):
+    model = _read_with("transformers", "Gemma3ForConditionalGeneration", path)
+    images, ids = _torch(inputs["images"]), _torch(inputs["ids"])
+    features = model.get_image_features(images)
+    # Without the types it forgets that an image's tokens see one another, and says nothing.
+    types = (ids == model.config.image_token_index).long()
+    out = model(input_ids=ids, pixel_values=images, token_type_ids=types)
+    return {
+        "vision_features": _grid(features.last_hidden_state),
+        "image_tokens": _numpy(features.pooler_output),
+        "logits": _numpy(out.logits),
+    }
+
+
 def _whole(output: str) -> Callable[[Any, Any, Arrays], Mapping[str, Any]]:
     """The model's `__call__` on all inputs, in order."""
     return lambda model, params, inputs: {output: _apply(model, params, *inputs.values())}
@@ -250,6 +308,11 @@ TWINS: Mapping[str, Twin] = {
         inputs=_florence2_inputs, ours=_florence2_ours, theirs=_florence2_theirs
     ),
     "qwen2": Twin(inputs=_qwen2_inputs, ours=_whole("logits"), theirs=_qwen2_theirs),
+    "siglip": Twin(inputs=_siglip_inputs, ours=_whole("vision_features"), theirs=_siglip_theirs),
+    "gemma3_text": Twin(
+        inputs=_gemma3_text_inputs, ours=_whole("logits"), theirs=_gemma3_text_theirs
+    ),
+    "gemma3": Twin(inputs=_gemma3_inputs, ours=_gemma3_ours, theirs=_gemma3_theirs),
     "qwen2_5_vl": Twin(
         inputs=_qwen2_5_vl_inputs, ours=_qwen2_5_vl_ours, theirs=_qwen2_5_vl_theirs
     ),
