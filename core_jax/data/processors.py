@@ -27,6 +27,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "resample": 3, "size": {"height": 224, "width": 224}, "crop_size": None,
         "do_center_crop": False, "image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5),
     },
+    "Gemma3ImageProcessor": {
+        "resample": 2, "size": {"height": 224, "width": 224}, "crop_size": None,
+        "do_center_crop": False, "image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5),
+    },
 }  # fmt: skip
 # Keys of other tools in the same file that do not change a pixel.
 _IGNORED = frozenset({
@@ -41,7 +45,8 @@ class ImageProcessor:
     """Resize, centre crop, rescale, normalise.
 
     Attributes:
-        kind: "CLIPImageProcessor" or "SiglipImageProcessor"; written back by `to_hf`.
+        kind: "CLIPImageProcessor", "SiglipImageProcessor" or "Gemma3ImageProcessor"; written back
+            by `to_hf`.
         size: (height, width), or one int for the shorter side; None does not resize.
         crop: (height, width) of the centre crop; None does not crop. A smaller image is padded
             with zeros before normalisation, as transformers does.

@@ -139,7 +139,8 @@ class LocalGlobalCache:
         # Inputs may be written before they are read if that hides nothing that they should see.
         T, W = new.shape[1], self.window
         apart = self.fresh or blocks is not None
-        local_apart = apart or (self.ring < self.slots and T > self.ring - W + 1)
+        at_once = self.ring - W + 1 if self.ring < self.slots else T
+        local_apart = apart or at_once < T
         own = sequence_view(new, positions, window=W, blocks=blocks)
         local_cached = full_cached = None
         if not self.fresh:

@@ -2,14 +2,13 @@
 
 from core_jax.models.gemma3.config import Gemma3Config
 from core_jax.models.gemma3.model import Gemma3ForConditionalGeneration
-from core_jax.models.gemma3.prompt import Gemma3Decoder, Gemma3Prefix, check_placeholders
+from core_jax.models.gemma3.prompt import ImagePromptError, check_placeholders
 from core_jax.models.gemma3.weights import FAMILY
 
 __all__ = [
     "FAMILY",
     "Gemma3Config",
-    "Gemma3Decoder",
     "Gemma3ForConditionalGeneration",
-    "Gemma3Prefix",
+    "ImagePromptError",
     "check_placeholders",
 ]

@@ -1,54 +1,14 @@
-"""Prompts with images: the host's checks, and a decoder that continues them."""
+"""Prompts with images, checked on the host."""
 
 from typing import Any
 
-import flax.struct
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from core_jax.decode.adapters import CausalDecoder, _CausalState
 from core_jax.models.gemma3.config import Gemma3Config
 
 
-@flax.struct.dataclass
-class Gemma3Prefix:
-    """A prompt of tokens and images.
-
-    Attributes:
-      ids: int [B, P], with placeholders.
-      image_tokens: [B, I, D], what `encode_image` gave for each row's images, in order; rows
-        with fewer images are filled with anything. None where no row has one.
-      valid: bool [B, P], False at padding on either side; None where there is none.
-    """
-
-    ids: jax.Array
-    image_tokens: jax.Array | None = None
-    valid: jax.Array | None = None
-
-
-class Gemma3Decoder(CausalDecoder):
-    """Gemma 3 with images, for `core_jax.decode.generate`.
-
-    Attributes:
-      model: a `Gemma3ForConditionalGeneration`.
-    """
-
-    def prefill(
-        self, params: Any, prefix: Gemma3Prefix, *, max_new_tokens: int
-    ) -> tuple[Float[Array, "B V"], Any]:
-        """Runs the whole prompt."""
-        B, P = prefix.ids.shape
-        embeds = self._apply(params, "embed_prompt", prefix.ids, prefix.image_tokens)
-        blocks = None
-        if prefix.image_tokens is not None:
-            blocks = self._apply(params, "image_blocks", prefix.ids)
-        valid = jnp.ones((B, P), bool) if prefix.valid is None else prefix.valid.astype(bool)
-        cache = self._apply(params, "new_cache", B, P + max_new_tokens)
-        cache, positions, view = cache.claim(valid, blocks)
-        hidden, cache = self._apply(params, "hidden_states", embeds, positions, view, cache)
-        return self._last_logits(params, hidden, valid), _CausalState(cache, prefix=P)
+class ImagePromptError(ValueError):
+    """A prompt's placeholders and its images do not match; the message names every row."""
 
 
 def check_placeholders(ids: Any, images: Any, config: Gemma3Config) -> None:
@@ -63,7 +23,7 @@ def check_placeholders(ids: Any, images: Any, config: Gemma3Config) -> None:
       config: the model's.
 
     Raises:
-      ValueError: naming every row whose placeholders are too few, too many, or not in runs of
+      ImagePromptError: naming every row whose placeholders are too few, too many, or not in runs of
         one image each.
     """
     ids, per_image = np.asarray(ids), config.mm_tokens_per_image
@@ -83,4 +43,4 @@ def check_placeholders(ids: Any, images: Any, config: Gemma3Config) -> None:
                 f"{per_image} of its own, between a begin and an end token"
             )
     if problems:
-        raise ValueError(f"Gemma 3: prompts and images do not fit: {'; '.join(problems)}")
+        raise ImagePromptError(f"Gemma 3: prompts and images do not fit: {'; '.join(problems)}")
