@@ -1,11 +1,12 @@
 """What parity tests share: randomised PyTorch twins and one measure of difference."""
 
 import numpy as np
+import pytest
 
 
 def randomize(model, seed=0, std=0.08):
     """Adds noise to every parameter: fresh biases are 0 and norms 1, which hides errors."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

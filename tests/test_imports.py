@@ -88,6 +88,23 @@ def test_pytorch_is_imported_lazily():
     assert not problems, "\n".join(problems)
 
 
+def _plain_imports(source):
+    """Lines that import PyTorch by a statement, which fails where it is not installed."""
+    return [line for name, line in _imported(ast.walk(ast.parse(source))) if name == "torch"]
+
+
+def test_tests_skip_themselves_without_pytorch():
+    """They run on the newest Python and jax too, for which there may be no PyTorch."""
+    assert _plain_imports("import numpy\ndef f():\n  import torch.nn as nn") == [3]
+    assert _plain_imports('torch = pytest.importorskip("torch")') == []
+    problems = [
+        f'{file.relative_to(ROOT)}:{line}: write torch = pytest.importorskip("torch")'
+        for file in _files("tests")
+        for line in _plain_imports(file.read_text())
+    ]
+    assert not problems, "\n".join(problems)
+
+
 def _variants(module):
     """Every variant of a config file: its own refusal lists them."""
     with pytest.raises(ValueError, match="variants") as caught:

@@ -10,7 +10,7 @@ from tests.core.decode.tiny_qwen2 import PAD, left_padded, tiny_qwen2
 
 
 def oracle_beams(oracle, max_new_tokens, *, eos, **options):
-    import torch
+    torch = pytest.importorskip("torch")
 
     inputs = {k: torch.tensor(np.array(options.pop(k))) for k in list(options) if k in _INPUTS}
     start = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from core_jax.decode import beam_search, generate
 from core_jax.decode.adapters import EncoderDecoder, EncoderPrefix
@@ -12,7 +13,7 @@ from tests.oracle import randomize
 
 
 def _oracle(tmp_path):
-    import torch
+    torch = pytest.importorskip("torch")
     import transformers
 
     config = transformers.Florence2Config(
@@ -39,7 +40,7 @@ def _oracle(tmp_path):
 
 
 def test_greedy_and_beams_equal_transformers(tmp_path):
-    import torch
+    torch = pytest.importorskip("torch")
 
     oracle = _oracle(tmp_path)
     model, params = load_model(tmp_path)

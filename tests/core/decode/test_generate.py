@@ -15,7 +15,7 @@ N = 24
 
 
 def oracle_greedy(oracle, *, eos=None, **inputs):
-    import torch
+    torch = pytest.importorskip("torch")
 
     inputs = {k: torch.tensor(np.array(v)) for k, v in inputs.items()}
     start = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
@@ -151,7 +151,7 @@ def test_samples_follow_the_rule():
 
 
 def test_repetition_penalty_equals_transformers():
-    import torch
+    torch = pytest.importorskip("torch")
 
     oracle, model, params = tiny_qwen2()
     embeds = np.random.default_rng(1).normal(size=(3, 5, 32)).astype(np.float32)

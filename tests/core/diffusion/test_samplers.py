@@ -29,7 +29,7 @@ class _Float64Torch:
     """torch, where float32 means float64."""
 
     def __getattr__(self, name):
-        import torch
+        torch = pytest.importorskip("torch")
 
         return getattr(torch, "float64" if name == "float32" else name)
 
@@ -70,7 +70,7 @@ class _fixed_noise:
         self.noises, self.patch = noises, pytest.MonkeyPatch()
 
     def __enter__(self):
-        import torch
+        torch = pytest.importorskip("torch")
         from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
 
         state = {"next": 0, "patch": self.patch}

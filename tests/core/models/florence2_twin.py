@@ -79,13 +79,13 @@ class Twin:
         )
 
     def torch_pixels(self):
-        import torch
+        torch = pytest.importorskip("torch")
 
         return torch.tensor(np.array(self.pixels)).permute(0, 3, 1, 2)
 
     def torch_inputs(self):
         """What the PyTorch model takes, image placeholders included."""
-        import torch
+        torch = pytest.importorskip("torch")
 
         with torch.no_grad():
             P = self.oracle.get_image_features(self.torch_pixels()).pooler_output.shape[1]

@@ -123,7 +123,7 @@ def pixels(name, count, seed=0):
 
 def oracle_inputs(name, ids, images=None, valid=None):
     """What transformers' model takes."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     ids = torch.tensor(np.array(ids, np.int64))
     inputs = {"input_ids": ids}
@@ -137,7 +137,7 @@ def oracle_inputs(name, ids, images=None, valid=None):
 
 def oracle_logits(twin, **inputs):
     """transformers' logits as an array."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         return twin.oracle(**inputs).logits.numpy()

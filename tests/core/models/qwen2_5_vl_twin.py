@@ -97,7 +97,7 @@ def batch(rows, side="left"):
 
 def torch_inputs(ids, valid, patches, grids):
     """Keyword arguments of transformers' model."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     inputs = dict(input_ids=torch.tensor(ids).long(), attention_mask=torch.tensor(valid).long())
     if grids:
@@ -110,7 +110,7 @@ def torch_inputs(ids, valid, patches, grids):
 
 
 def oracle_logits(oracle, *inputs):
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         return oracle(**torch_inputs(*inputs)).logits.numpy()

@@ -58,7 +58,7 @@ def _images(height=16, width=24):
 
 
 def _nchw(x):
-    import torch
+    torch = pytest.importorskip("torch")
 
     return torch.tensor(np.array(x).transpose(0, 3, 1, 2))
 
@@ -68,7 +68,7 @@ def _nhwc(x):
 
 
 def _posterior(oracle, images):
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         posterior = oracle.encode(_nchw(images)).latent_dist
@@ -76,7 +76,7 @@ def _posterior(oracle, images):
 
 
 def _decoded(oracle, latents):
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         return _nhwc(oracle.decode(_nchw(latents)).sample)
@@ -103,7 +103,7 @@ def test_encoding_and_decoding_equal_diffusers(twin):
 
 
 def test_the_log_variance_is_clipped_as_diffusers_clips_it(twin):
-    import torch
+    torch = pytest.importorskip("torch")
 
     oracle, path = twin
     model, params = load_model(path)
@@ -124,7 +124,7 @@ def test_the_log_variance_is_clipped_as_diffusers_clips_it(twin):
 @pytest.mark.parametrize("twin", ["bare"], indirect=True)
 def test_small_activations_show_the_epsilon(twin, tmp_path, monkeypatch):
     import diffusers
-    import torch
+    torch = pytest.importorskip("torch")
 
     import core_jax.models.autoencoder_kl.model as module
 
@@ -233,7 +233,7 @@ def test_the_preset_is_the_released_network():
     entries = {e.name: e.shape for e in derive_entries(shapes, FAMILY.rules(model.config))}
     assert len(entries) == 248
     diffusers = pytest.importorskip("diffusers")
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.device("meta"):
         oracle = diffusers.AutoencoderKL.from_config(

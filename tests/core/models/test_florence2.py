@@ -15,7 +15,7 @@ from tests.oracle import close, relative_error
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_image_path_equals_transformers(name):
-    import torch
+    torch = pytest.importorskip("torch")
 
     twin = make_twin(name)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def test_the_image_path_equals_transformers(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_transformers(name):
-    import torch
+    torch = pytest.importorskip("torch")
 
     twin = make_twin(name)
     with torch.no_grad():

@@ -21,7 +21,7 @@ def _call(method, *args):
 
 
 def test_encoder_padding_equals_transformers_and_hides_the_pads():
-    import torch
+    torch = pytest.importorskip("torch")
 
     twin = make_twin("tall")
     inputs = twin.torch_inputs()

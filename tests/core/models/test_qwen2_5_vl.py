@@ -44,7 +44,7 @@ def _logits(model, params, inputs):
 
 
 def _oracle_tokens(oracle, patches, grids):
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         found = oracle.get_image_features(
@@ -134,7 +134,7 @@ def test_logits_of_text_equal_transformers_and_qwen2_to_the_bit(twin):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_positions_equal_transformers(side):
-    import torch
+    torch = pytest.importorskip("torch")
 
     oracle, model, _ = tiny("untied")
     grids = [(1, 4, 12), (1, 8, 4), (1, 4, 4), (1, 2, 2)]

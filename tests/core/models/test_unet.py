@@ -72,7 +72,7 @@ def _weighting(shape):
 
 def _expected(oracle, sample, timesteps, context):
     """Output, and the gradient of a weighted sum of it with respect to the context."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     context = torch.tensor(np.array(context), requires_grad=True)
     sample = torch.tensor(np.array(sample).transpose(0, 3, 1, 2))
@@ -128,7 +128,7 @@ def test_fractional_timesteps_equal_diffusers(tmp_path):
 
 def test_small_activations_show_every_epsilon(tmp_path, monkeypatch):
     """With activations of unit variance an epsilon of 1e-5 for one of 1e-6 would pass."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     import core_jax.models.unet.model as module
 
@@ -213,7 +213,7 @@ def test_presets_are_the_released_networks(preset, parameters):
     entries = {e.name: e.shape for e in derive_entries(shapes, FAMILY.rules(model.config))}
     assert len(entries) == 686
     diffusers = pytest.importorskip("diffusers")
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.device("meta"):
         oracle = diffusers.UNet2DConditionModel.from_config(
