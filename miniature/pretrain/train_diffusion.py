@@ -27,7 +27,7 @@ from miniature.pretrain.text_to_image import make_diffusion_loss
 from miniature.pretrain.train_vae import encode_all
 from miniature.world import Scene
 
-BATCH = 64
+BATCH = 32
 WORDINGS = 4  # of every scene, so that wording is not a property of the picture
 _MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -98,7 +98,7 @@ def train_diffusion(
             denoiser, text_encoder, schedule, scaling_factor=scaling_factor, empty_ids=empty
         ),
         make_batches=_batches(arrays, ("token_ids", "latent_mean", "latent_logvar"), seed=1),
-        steps=steps, learning_rate=1.5e-3, workdir=workdir, ema_decay=0.998,
+        steps=steps, learning_rate=1e-3, workdir=workdir, ema_decay=0.998,
     )  # fmt: skip
     save_model(pipeline / "unet", denoiser, params["unet"], dtype="bfloat16")
     save_model(pipeline / "text_encoder", text_encoder, params["text_encoder"], dtype="bfloat16")
