@@ -65,7 +65,7 @@ class PackedImages:
     grids: tuple[Grid, ...]
 
 
-def num_image_tokens(grid: Sequence[int], config: Qwen2_5_VLVisionConfig) -> int:
+def num_image_tokens(grid: Sequence[int] | np.ndarray, config: Qwen2_5_VLVisionConfig) -> int:
     """Placeholders that an image needs.
 
     Raises:
@@ -81,7 +81,7 @@ def num_image_tokens(grid: Sequence[int], config: Qwen2_5_VLVisionConfig) -> int
     return frames * rows * columns // config.merge_unit
 
 
-def num_windows(grid: Sequence[int], config: Qwen2_5_VLVisionConfig) -> int:
+def num_windows(grid: Sequence[int] | np.ndarray, config: Qwen2_5_VLVisionConfig) -> int:
     """Windows that an image is cut into, partial ones included."""
     frames, rows, columns = (int(n) for n in grid)
     side = config.window_side * config.spatial_merge_size
@@ -90,7 +90,7 @@ def num_windows(grid: Sequence[int], config: Qwen2_5_VLVisionConfig) -> int:
 
 def pack_images(
     patches: Sequence[np.ndarray],
-    grids: Sequence[Sequence[int]],
+    grids: Sequence[Sequence[int]] | np.ndarray,
     config: Qwen2_5_VLVisionConfig,
     *,
     rows: int | None = None,
@@ -113,7 +113,7 @@ def pack_images(
     Raises:
       ImagePromptError: no image, a grid that is not its patches', or images that do not fit.
     """
-    sizes = [tuple(int(n) for n in g) for g in grids]
+    sizes = [(int(t), int(h), int(w)) for t, h, w in grids]
     if not sizes or len(sizes) != len(patches):
         raise ImagePromptError(f"{len(patches)} images, {len(sizes)} grids; give one each, or None")
     for i, (image, grid) in enumerate(zip(patches, sizes, strict=True)):

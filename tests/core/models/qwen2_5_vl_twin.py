@@ -32,8 +32,8 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def make_oracle(name, std=0.3, seed=0):
-    """transformers' model, every tensor of it random."""
+def make_oracle(name, std=0.3, seed=0, table=1.0):
+    """transformers' model, every tensor of it random; `table` scales the token table."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     parts = CONFIGS[name]
@@ -52,15 +52,16 @@ def make_oracle(name, std=0.3, seed=0):
         vision_end_token_id=END, tie_word_embeddings=parts["tied"],
     )  # fmt: skip
     torch.manual_seed(seed)
-    return randomize(
-        transformers.Qwen2_5_VLForConditionalGeneration(config).eval(), seed=seed, std=std
-    )
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+    randomize(model, seed=seed, std=std)
+    model.get_input_embeddings().weight.data.mul_(table)
+    return model
 
 
 @functools.cache
-def tiny(name, std=0.3):
+def tiny(name, **kwargs):
     """(transformers' model, ours, our parameters)."""
-    oracle = make_oracle(name, std)
+    oracle = make_oracle(name, **kwargs)
     with tempfile.TemporaryDirectory() as path:
         oracle.save_pretrained(path)
         return oracle, *load_model(path)
