@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from core_jax.decode.cache import KVCache
-from core_jax.models.qwen2_5_vl.packing import PromptPlaces
+from core_jax.models.qwen2_5_vl.packing import ImageBatch, PromptPlaces
 
 
 @flax.struct.dataclass
@@ -77,6 +77,14 @@ class ImageTextDecoder:
 
     def _apply(self, params: Any, method: str, *args: Any) -> Any:
         return self.model.apply({"params": params}, *args, method=method)
+
+    def encode(
+        self, params: Any, images: ImageBatch
+    ) -> tuple[Float[Array, "R S Dv"], Float[Array, "R U D"]]:
+        """States of the tower, which a drafter with the same tower can share, and image tokens."""
+        args = (jnp.asarray(images.patches), jnp.asarray(images.positions))
+        states = self._apply(params, "vision_states", *args, jnp.asarray(images.segments))
+        return states, self._apply(params, "merge_vision", states)
 
     def prefill(
         self, params: Any, prefix: ImagePrompt, *, max_new_tokens: int
