@@ -50,14 +50,14 @@ class Entry:
     Attributes:
       name: the canonical stored name.
       path: our parameter path, 'a/b/kernel'.
-      layer: index into the leading axis (or axes) of a stacked parameter, or None.
+      layer: index into the leading axis of a stacked parameter, or None.
       layout: orientation.
       shape: the stored shape.
     """
 
     name: str
     path: str
-    layer: int | tuple[int, ...] | None
+    layer: int | None
     layout: Layout
     shape: tuple[int, ...]
 
@@ -79,19 +79,17 @@ class Rename:
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """A stack with several leading axes, whose layers alternate with those of other stacks.
+    """A stack whose layers alternate with those of other stacks.
 
     Attributes:
       path: the stack's parameter path.
       name: under which its layers are stored, as 'name.{number}.rest'.
-      first: the number of the layer at index 0, 0, ...
-      strides: for each leading axis, how far apart the numbers of its neighbours are.
+      numbers: of its layers.
     """
 
     path: str
     name: str
-    first: int
-    strides: tuple[int, ...]
+    numbers: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +98,7 @@ class WeightRules:
 
     Attributes:
       stacked: parameter paths whose leaves carry a leading layer axis, stored as 'path.{i}.rest'.
-      patterns: the same for stacks of more axes; see `Pattern`.
+      patterns: the same for stacks that hold only some of the layers.
       plain: path components that end in _<digit> and keep the underscore in the stored name.
       rename: stored name -> final stored name, for what the derivation gets wrong.
       layouts: (regex on our path, layout) for leaves whose layout is not what rank suggests.
@@ -141,24 +139,23 @@ def derive_entries(
     Raises:
       ValueError: two parameters would be stored under one name; the rules are wrong.
     """
-    stacks = (*(Pattern(p, p, 0, (1,)) for p in rules.stacked), *rules.patterns)
+    patterns = {p.path: p for p in rules.patterns}
     entries = []
     for path, shape in shapes.items():
-        stack = next((s for s in stacks if path.startswith(s.path + "/")), None)
-        if stack is None:
+        prefix = next((p for p in (*rules.stacked, *patterns) if path.startswith(p + "/")), None)
+        if prefix is None:
             layout = _layout(path, len(shape), rules)
             name = rules.rename(_stored_name(path, rules))
             entries.append(Entry(name, path, None, layout, layout.stored_shape(shape)))
             continue
-        axes = len(stack.strides)
-        layout = _layout(path, len(shape) - axes, rules)
-        stored_shape = layout.stored_shape(shape[axes:])
-        rest = path[len(stack.path) + 1 :]
-        for index in np.ndindex(*shape[:axes]):
-            number = stack.first + sum(i * n for i, n in zip(index, stack.strides, strict=True))
-            name = rules.rename(_stored_name(f"{stack.name}/{number}/{rest}", rules))
-            layer = index[0] if axes == 1 else index
-            entries.append(Entry(name, path, layer, layout, stored_shape))
+        stored, numbers = prefix, range(shape[0])
+        if prefix in patterns:
+            stored, numbers = patterns[prefix].name, patterns[prefix].numbers
+        layout = _layout(path, len(shape) - 1, rules)
+        rest = path[len(prefix) + 1 :]
+        for layer, number in zip(range(shape[0]), numbers, strict=True):
+            name = rules.rename(_stored_name(f"{stored}/{number}/{rest}", rules))
+            entries.append(Entry(name, path, layer, layout, layout.stored_shape(shape[1:])))
     counts = collections.Counter(e.name for e in entries)
     if clashes := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"several parameters would be stored as {', '.join(clashes)}")

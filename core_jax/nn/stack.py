@@ -1,9 +1,11 @@
 """The one place that scans and rematerialises layers."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from core_jax.ops.execution import RematPolicy
 
@@ -45,3 +47,69 @@ def scan_layers(
         out_axes=0,
         length=length,
     )
+
+
+def scan_pattern(
+    first: Callable[[Any, Any, Any], Any],
+    second: Callable[[Any, Any, Any], Any],
+    carry: Any,
+    stacks: tuple[Any, Any],
+    *,
+    counts: tuple[int, int],
+    every: int,
+    in_place: bool,
+) -> Any:
+    """Applies layers of two kinds: `every` - 1 of the first, one of the second, and so on.
+
+    A rest of the first kind ends the sequence. Two nested scans and one for the rest, whatever
+    the number of layers.
+
+    Args:
+      first: (parameters of a layer, carry, its number among its kind) -> carry.
+      second: the same for the other kind.
+      carry: what goes through the layers.
+      stacks: stacked parameters of either kind (anything for a kind without layers).
+      counts: how many layers of either kind.
+      every: length of the pattern.
+      in_place: each layer takes its parameters from the whole stack. Scans over slices of the
+        stack copy the parameters of a pattern, then those of a layer, which at a token a step
+        takes several times as long; but only they have gradients at a fair price.
+    """
+
+    def layers(apply, stack, carry, numbers):
+        def one(carry, layer):
+            number, params = layer
+            if in_place:
+                params = jax.tree.map(
+                    lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), stack
+                )
+            return apply(params, carry, number), None
+
+        return jax.lax.scan(one, carry, (numbers, None if in_place else stack))[0]
+
+    def part(stack, start, stop, *shape):
+        if in_place:
+            return stack
+        return jax.tree.map(lambda x: x[start:stop].reshape(*shape, *x.shape[1:]), stack)
+
+    a, b = stacks
+    patterns, inner = counts[1], every - 1
+    rest = patterns * inner
+    if patterns:
+
+        def pattern(carry, xs):
+            (number_a, number_b), (slice_a, slice_b) = xs
+            if inner:
+                carry = layers(first, a if in_place else slice_a, carry, number_a)
+            return layers(second, b if in_place else slice_b, carry, number_b), None
+
+        numbers = (jnp.arange(rest).reshape(patterns, inner), jnp.arange(patterns)[:, None])
+        slices = (None, None)
+        if not in_place:
+            slices = (part(a, 0, rest, patterns, inner) if inner else None,
+                      part(b, 0, patterns, patterns, 1))  # fmt: skip
+        carry = jax.lax.scan(pattern, carry, (numbers, slices))[0]
+    if counts[0] > rest:
+        tail = part(a, rest, counts[0], counts[0] - rest)
+        carry = layers(first, tail, carry, jnp.arange(rest, counts[0]))
+    return carry

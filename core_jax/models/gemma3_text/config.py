@@ -191,9 +191,9 @@ class Gemma3TextConfig:
         )  # fmt: skip
 
 
-def _rope_fields(config: Mapping[str, Any], problems: list[str]) -> dict[str, float]:
+def _rope_fields(config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """Bases and factor, from version 4's flat keys or version 5's entry for each kind of layer."""
-    fields = {}
+    fields: dict[str, Any] = {}
     parameters = config.get("rope_parameters") or {}
     full = {**(config.get("rope_scaling") or {}), **(parameters.get(GLOBAL) or {})}
     local = parameters.get(LOCAL) or {}

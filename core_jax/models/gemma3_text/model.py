@@ -14,7 +14,7 @@ from core_jax.decode.local_global import (
 )
 from core_jax.models.gemma3_text.config import Gemma3TextConfig
 from core_jax.nn.layers import Embed, Linear, OnePlusRMSNorm, gelu_tanh
-from core_jax.nn.stack import scan_layers
+from core_jax.nn.stack import remat_layer, scan_layers, scan_pattern
 from core_jax.ops.attention import dot_product_attention
 from core_jax.ops.execution import Execution
 from core_jax.ops.rope import apply_rope, rope_angles
@@ -83,28 +83,6 @@ class _Layer(nn.Module):
         return (constrain(x + h, "batch", "seq", "act_embed"), stacks), None
 
 
-class _Pattern(nn.Module):
-    """Some local layers, then some global ones; each kind is a scan of its own."""
-
-    config: Gemma3TextConfig
-    execution: Execution
-    locals: int
-    globals: int
-
-    @nn.compact
-    def __call__(self, carry, numbers, shared):
-        """`numbers` are the layers' places in the stacks of their kind."""
-        x, *stacks = carry
-        for i, (name, count) in enumerate({"local": self.locals, "global": self.globals}.items()):
-            if count:
-                scan = scan_layers(
-                    _Layer, length=count, num_broadcast=1, remat=self.execution.remat
-                )
-                layers = scan(self.config, self.execution, name=name)
-                (x, stacks[i]), _ = layers((x, stacks[i]), numbers[i], shared[i])
-        return (x, *stacks), None
-
-
 class Gemma3ForCausalLM(nn.Module):
     """A decoder-only language model with local and global layers.
 
@@ -119,12 +97,10 @@ class Gemma3ForCausalLM(nn.Module):
         """Token table, layers, final normalisation, and a head unless it is tied."""
         c = self.config
         self.embed_tokens = Embed(c.vocab_size, c.hidden_size)
-        groups = {"layers": (c.patterns, c.sliding_window_pattern - 1, 1),
-                  "rest": (int(c.remainder > 0), c.remainder, 0)}  # fmt: skip
-        for name, (length, local, full) in groups.items():
-            if length:
-                scan = scan_layers(_Pattern, length=length, num_broadcast=1)
-                setattr(self, name, scan(c, self.execution, local, full))
+        if c.local_layers:
+            self.local_layers = self._stack(c.local_layers)
+        if c.patterns:
+            self.global_layers = self._stack(c.patterns)
         self.norm = OnePlusRMSNorm(c.rms_norm_eps)
         if not c.tie_word_embeddings:
             self.lm_head = Embed(c.vocab_size, c.hidden_size)  # [V, D], as the tied table
@@ -196,24 +172,49 @@ class Gemma3ForCausalLM(nn.Module):
             positions, head_dim=c.head_dim, theta=c.rope_theta, factor=c.rope_scaling_factor
         )
         shared = ((mask.local, local_rope), (mask.full, full_rope))
-        carry: Any = (x, None, None)
+        local: Any = None
+        full: Any = None
         if cache is not None:
-            carry = (x, (cache.local_k, cache.local_v), (cache.full_k, cache.full_v))
-        per_pattern = c.sliding_window_pattern - 1
-        local = jnp.arange(c.local_layers)
-        if c.patterns:
-            split = c.patterns * per_pattern
-            numbers = (local[:split].reshape(c.patterns, per_pattern),
-                       jnp.arange(c.patterns)[:, None])  # fmt: skip
-            carry, _ = self.layers(carry, numbers, shared)
-            local = local[split:]
-        if c.remainder:
-            carry, _ = self.rest(carry, (local[None], None), shared)
-        x, *stacks = carry
+            local, full = (cache.local_k, cache.local_v), (cache.full_k, cache.full_v)
+        x, local, full = self._run_layers((x, local, full), shared)
         if cache is not None:
             assert mask.end is not None
-            cache = cache.written(*stacks, mask.end)
+            cache = cache.written(local, full, mask.end)
         return self.norm(x), cache
+
+    def _stack(self, length: int) -> nn.Module:
+        return scan_layers(_Layer, length=length, num_broadcast=1)(self.config, self.execution)
+
+    def _run_layers(self, carry: Any, shared: Any) -> Any:
+        """All layers in their order; (inputs, the stacks of both kinds) in and out."""
+        c = self.config
+        if self.is_initializing():  # declares the parameters; the order is of no interest
+            x, *_ = carry
+            if c.local_layers:
+                self.local_layers((x, None), jnp.arange(c.local_layers), shared[0])
+            if c.patterns:
+                self.global_layers((x, None), jnp.arange(c.patterns), shared[1])
+            return carry
+        layer = remat_layer(_Layer, self.execution.remat)(c, self.execution, parent=None)
+
+        def local(params, carry, number):
+            x, local, full = carry
+            (x, local), _ = layer.apply({"params": params}, (x, local), number, shared[0])
+            return x, local, full
+
+        def full(params, carry, number):
+            x, local, full = carry
+            (x, full), _ = layer.apply({"params": params}, (x, full), number, shared[1])
+            return x, local, full
+
+        stacks = (
+            self.local_layers.variables["params"] if c.local_layers else None,
+            self.global_layers.variables["params"] if c.patterns else None,
+        )
+        return scan_pattern(
+            local, full, carry, stacks, counts=(c.local_layers, c.patterns),
+            every=c.sliding_window_pattern, in_place=carry[1] is not None,
+        )  # fmt: skip
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Output head, in the type of the parameters."""

@@ -5,22 +5,21 @@ import jax.numpy as jnp
 
 from core_jax.convert.rules import Pattern, Rename, WeightRules
 from core_jax.models.family import Family
-from core_jax.models.gemma3_text.config import Gemma3TextConfig
+from core_jax.models.gemma3_text.config import GLOBAL, LOCAL, Gemma3TextConfig
 from core_jax.models.gemma3_text.model import Gemma3ForCausalLM
 
-# Local and global layers have the same parameters, and the last local ones lie in a stack of the
-# same form, so one row serves all three.
-_LAYERS = r"(layers/(local|global)|rest/local)"
+# Local and global layers have the same parameters.
+_LAYERS = r"(local|global)_layers"
 
 PARAM_AXES = (
     (r"(embed_tokens|lm_head)/embedding", ("vocab", "embed")),
-    (_LAYERS + r"/self_attn/q_proj/kernel", ("layers", None, "embed", "heads")),
-    (_LAYERS + r"/self_attn/[kv]_proj/kernel", ("layers", None, "embed", "kv_heads")),
-    (_LAYERS + r"/self_attn/o_proj/kernel", ("layers", None, "heads", "embed")),
-    (_LAYERS + r"/self_attn/[qk]_norm/scale", ("layers", None, "norm")),
-    (_LAYERS + r"/mlp/(gate|up)_proj/kernel", ("layers", None, "embed", "mlp")),
-    (_LAYERS + r"/mlp/down_proj/kernel", ("layers", None, "mlp", "embed")),
-    (_LAYERS + r"/\w+_layernorm/scale", ("layers", None, "norm")),
+    (_LAYERS + r"/self_attn/q_proj/kernel", ("layers", "embed", "heads")),
+    (_LAYERS + r"/self_attn/[kv]_proj/kernel", ("layers", "embed", "kv_heads")),
+    (_LAYERS + r"/self_attn/o_proj/kernel", ("layers", "heads", "embed")),
+    (_LAYERS + r"/self_attn/[qk]_norm/scale", ("layers", "norm")),
+    (_LAYERS + r"/mlp/(gate|up)_proj/kernel", ("layers", "embed", "mlp")),
+    (_LAYERS + r"/mlp/down_proj/kernel", ("layers", "mlp", "embed")),
+    (_LAYERS + r"/\w+_layernorm/scale", ("layers", "norm")),
     (r"norm/scale", ("norm",)),
 )
 
@@ -32,11 +31,10 @@ def layer_patterns(config: Gemma3TextConfig, prefix: str = "") -> tuple[Pattern,
       config: of the language model.
       prefix: path of the language model within a larger one, with its slash.
     """
-    every, name = config.sliding_window_pattern, f"{prefix}layers"
-    return (
-        Pattern(f"{prefix}layers/local", name, 0, (every, 1)),
-        Pattern(f"{prefix}layers/global", name, every - 1, (every, 1)),
-        Pattern(f"{prefix}rest/local", name, config.patterns * every, (every, 1)),
+    kinds = tuple(enumerate(config.layer_types))
+    return tuple(
+        Pattern(prefix + path, f"{prefix}layers", tuple(i for i, found in kinds if found == kind))
+        for path, kind in (("local_layers", LOCAL), ("global_layers", GLOBAL))
     )
 
 

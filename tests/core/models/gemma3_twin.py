@@ -68,6 +68,8 @@ class Twin:
 
 def _twin(oracle, std):
     randomize(oracle.eval(), std=std)
+    # A tied head finds large embeddings again, whatever the layers do: one word for ever.
+    oracle.get_input_embeddings().weight.data.mul_(0.2)
     scratch = tempfile.TemporaryDirectory()
     path = pathlib.Path(scratch.name)
     oracle.save_pretrained(path)
