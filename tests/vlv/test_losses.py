@@ -1,6 +1,7 @@
 """Invariants of the two losses, on a tiny hub."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from vlv_jax.loading import load_networks
 from vlv_jax.stage1 import DenoisingConfig
 from vlv_jax.stage2 import CaptioningConfig, caption_loss
 
+DENOISING = DenoisingConfig()
+
 
 @pytest.fixture(scope="module")
 def vlv(tiny_hub):
@@ -37,28 +40,43 @@ def _batch(n=4, seed=0):
     }
 
 
-def _value(make, vlv, batch, trainable=stage1.TRAINABLE):
-    """Without the gradient, which is most of what there is to compile."""
+def _features(vlv, batch):
     networks, params, _ = vlv
-    trained, frozen = split(params, trainable)
-    value, metrics = jax.jit(make(networks))(trained, frozen, batch, jax.random.key(3))
-    return float(value), metrics
-
-
-def _loss_and_gradient(make, vlv, batch, trainable=stage1.TRAINABLE):
-    networks, params, _ = vlv
-    trained, frozen = split(params, trainable)
-    loss = make(networks)
-    key = jax.random.key(3)
-    (value, metrics), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
-        trained, frozen, batch, key
+    return jax.jit(lambda params, image: image_features(networks, params, image))(
+        params, batch["florence_image"]
     )
-    return float(value), metrics, ravel_pytree(grads)[0]
+
+
+@functools.cache
+def _program(networks, denoising=DENOISING, captioning=None, *, gradient=False):
+    """The jitted loss of a stage, compiled once for all tests that call it.
+
+    Without the gradient where that is not asked for: it is most of what there is to compile.
+    """
+    if captioning is None:
+        loss = stage1.make_loss(networks, denoising)
+    else:
+        loss = stage2.make_loss(networks, captioning, denoising)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True) if gradient else loss)
+
+
+def _stage1(vlv, batch, config=DENOISING):
+    networks, params, _ = vlv
+    program = _program(networks, config)
+    value, _ = program(*split(params, stage1.TRAINABLE), batch, jax.random.key(3))
+    return float(value)
+
+
+def _stage1_gradient(vlv, batch):
+    networks, params, _ = vlv
+    program = _program(networks, gradient=True)
+    (value, _), gradient = program(*split(params, stage1.TRAINABLE), batch, jax.random.key(3))
+    return float(value), gradient
 
 
 def test_query_i_sees_queries_up_to_i_only(vlv):
     networks, params, _ = vlv
-    features = image_features(networks, params, _batch(1)["florence_image"])
+    features = _features(vlv, _batch(1))
 
     def z_of(queries):
         changed = dict(params) | {"bridge": {**params["bridge"], "query_embed": queries}}
@@ -71,10 +89,7 @@ def test_query_i_sees_queries_up_to_i_only(vlv):
 
 
 def test_every_trained_leaf_of_stage1_gets_a_gradient(vlv):
-    networks, params, _ = vlv
-    trained, frozen = split(params, stage1.TRAINABLE)
-    loss = stage1.make_loss(networks, DenoisingConfig())
-    grads = jax.jit(jax.grad(loss, has_aux=True))(trained, frozen, _batch(), jax.random.key(0))[0]
+    _, grads = _stage1_gradient(vlv, _batch())
     dead = [n for n, g in flatten(grads).items() if not np.any(np.asarray(g))]
     # A bias of the keys shifts all logits of a softmax alike, so its gradient is zero but for
     # rounding; nothing else may be dead.
@@ -84,7 +99,7 @@ def test_every_trained_leaf_of_stage1_gets_a_gradient(vlv):
 def test_stage1_draws_depend_on_the_example_only(vlv):
     """The order of a batch changes nothing but the order: noise is keyed by example."""
     networks, _, _ = vlv
-    config = DenoisingConfig()
+    config = DENOISING
     key = jax.random.key(1)
     index = jnp.asarray([5, 9, 2], jnp.int32)
     a = stage1.draw(networks, config, key, index, (8, 8, 4))
@@ -101,7 +116,7 @@ def test_accumulated_stage1_step_equals_the_full_batch(vlv):
     config = OptimizerConfig(name="sgd", b1=0.0, learning_rate=1.0, clip_norm=None,
                              schedule="constant")  # fmt: skip
     optimizer, schedule = make_optimizer(config), make_schedule(config)
-    loss = stage1.make_loss(networks, DenoisingConfig())
+    loss = stage1.make_loss(networks, DENOISING)
 
     def after(accum, by_example):
         step = make_train_step(loss, optimizer, schedule, grad_accum=accum,
@@ -119,20 +134,18 @@ def test_accumulated_stage1_step_equals_the_full_batch(vlv):
 def test_cached_features_and_moments_give_the_same_stage1_loss(vlv):
     networks, params, _ = vlv
     batch = _batch()
-
-    def make(networks):
-        return stage1.make_loss(networks, DenoisingConfig())
-
-    plain, _, gradient = _loss_and_gradient(make, vlv, batch)
-    mean, logvar = latent_moments(networks, params, batch["image"])
+    plain, gradient = _stage1_gradient(vlv, batch)
+    moments = jax.jit(lambda params, image: latent_moments(networks, params, image))
+    mean, logvar = moments(params, batch["image"])
     cached = {
         "index": batch["index"],
-        "features": image_features(networks, params, batch["florence_image"]),
+        "features": _features(vlv, batch),
         "latent_mean": mean,
         "latent_logvar": logvar,
     }
-    value, _, cached_gradient = _loss_and_gradient(make, vlv, cached)
+    value, cached_gradient = _stage1_gradient(vlv, cached)
     assert abs(value - plain) < 1e-5 * abs(plain)
+    gradient, cached_gradient = ravel_pytree(gradient)[0], ravel_pytree(cached_gradient)[0]
     assert jnp.abs(cached_gradient - gradient).max() < 1e-3 * jnp.abs(gradient).max()
 
 
@@ -140,11 +153,8 @@ def test_cached_features_and_moments_give_the_same_stage1_loss(vlv):
     "options", [{"loss": "l1"}, {"condition_dropout": 0.9}, {"min_snr_gamma": 1e-3}]
 )
 def test_options_of_the_denoising_loss_change_it(vlv, options):
-    def make(config):
-        return lambda networks: stage1.make_loss(networks, config)
-
-    plain = _value(make(DenoisingConfig()), vlv, _batch())[0]
-    changed = _value(make(DenoisingConfig(**options)), vlv, _batch())[0]
+    plain = _stage1(vlv, _batch())
+    changed = _stage1(vlv, _batch(), DenoisingConfig(**options))
     assert np.isfinite(changed)
     assert abs(changed - plain) > 1e-4 * plain
 
@@ -157,10 +167,10 @@ def _captions(vlv, texts, length=24, *, supervise_eos=True):
 
 
 def _stage2(vlv, batch, **options):
-    def make(networks):
-        return stage2.make_loss(networks, CaptioningConfig(**options), DenoisingConfig())
-
-    return _value(make, vlv, batch, stage2.TRAINABLE)
+    networks, params, _ = vlv
+    program = _program(networks, captioning=CaptioningConfig(**options))
+    value, metrics = program(*split(params, stage2.TRAINABLE), batch, jax.random.key(3))
+    return float(value), metrics
 
 
 def test_stage2_ignores_padding_and_supervises_the_end(vlv):
@@ -188,15 +198,22 @@ def test_the_first_token_is_predicted_from_the_last_prefix_position(vlv):
     """Against a plain forward pass over [prefix; tokens] with shifted labels, as transformers'."""
     networks, params, _ = vlv
     batch = _batch(1) | _captions(vlv, ["A red circle."])
-    z = caption_embeddings(
-        networks, params, image_features(networks, params, batch["florence_image"])
-    )
-    prefix = stage2.prefix_embeddings(networks, params, context_of(networks, params, z))
-    losses, correct = stage2.caption_losses(networks, params, prefix, batch["tokens"], 7)
-    lm, weights = networks.language_model, {"params": params["language_model"]}
-    whole = jnp.concatenate([prefix, lm.apply(weights, batch["tokens"], method="embed")], axis=1)
-    hidden, _ = lm.apply(weights, whole, method="from_embeddings")
-    logits = lm.apply(weights, hidden, method="logits")[0, prefix.shape[1] - 1 : -1]
+    features = _features(vlv, batch)
+
+    @jax.jit
+    def both(params):
+        z = caption_embeddings(networks, params, features)
+        prefix = stage2.prefix_embeddings(networks, params, context_of(networks, params, z))
+        losses, correct = stage2.caption_losses(networks, params, prefix, batch["tokens"], 7)
+        lm, weights = networks.language_model, {"params": params["language_model"]}
+        tokens = lm.apply(weights, batch["tokens"], method="embed")
+        hidden, _ = lm.apply(
+            weights, jnp.concatenate([prefix, tokens], axis=1), method="from_embeddings"
+        )
+        logits = lm.apply(weights, hidden, method="logits")
+        return losses, correct, logits[0, prefix.shape[1] - 1 : -1]
+
+    losses, correct, logits = both(params)
     tokens = np.asarray(batch["tokens"][0])
     want = -np.asarray(jax.nn.log_softmax(logits, -1))[np.arange(len(tokens)), tokens]
     np.testing.assert_allclose(losses[0], want, atol=1e-5)
@@ -218,7 +235,7 @@ def test_fewer_queries_and_bfloat16_run(tiny_hub):
     networks, params, _ = load_networks(config)
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     trained, frozen = split(low, stage1.TRAINABLE)
-    loss, _ = jax.jit(stage1.make_loss(networks, DenoisingConfig()))(
+    loss, _ = jax.jit(stage1.make_loss(networks, DENOISING))(
         trained, frozen, _batch(2), jax.random.key(0)
     )
     assert np.isfinite(float(loss))
