@@ -133,7 +133,7 @@ class LocalGlobalCache:
         after = self.end + jnp.sum(new, axis=1, dtype=jnp.int32)
         fits = new & (positions < self.slots)
         # Of a prompt longer than the ring only the end is kept.
-        last = fits & (positions >= after[:, None] - self.ring)
+        last = fits & (positions >= jnp.minimum(after, self.slots)[:, None] - self.ring)
         full_slots = jnp.where(fits, positions, self.slots)
         local_slots = jnp.where(last, positions % self.ring, self.ring)
         # Inputs may be written before they are read if that hides nothing that they should see.
@@ -159,7 +159,7 @@ class LocalGlobalCache:
 
     def _ring_positions(self, length: Int[Array, " B"]) -> Int[Array, "B R"]:
         """The position in each slot of the rings of rows of these lengths; negative if empty."""
-        last = length[:, None] - 1
+        last = jnp.minimum(length, self.slots)[:, None] - 1
         slots = jnp.arange(self.ring, dtype=jnp.int32)[None]
         return last - jnp.mod(last - slots, self.ring)
 
