@@ -34,15 +34,15 @@ def dot_product_attention(
     """
     B, T, N, H = q.shape
     S, K = k.shape[1], k.shape[2]
-    scale = H**-0.5 if scale is None else scale
+    factor = float(H**-0.5 if scale is None else scale)
     if backend == "cudnn":
         full = None if mask is None else jnp.broadcast_to(mask[:, None], (B, 1, T, S))
         return jax.nn.dot_product_attention(
-            q, k, v, mask=full, scale=scale, implementation="cudnn"
+            q, k, v, mask=full, scale=factor, implementation="cudnn"
         )
     # Scaling the queries costs T*H instead of T*S products. The factor itself stays float32: in
     # bfloat16 one that is no power of two would be off by up to 0.4 % for every logit.
-    scaled = (q.astype(jnp.float32) * scale).astype(q.dtype)
+    scaled = (q.astype(jnp.float32) * factor).astype(q.dtype)
     grouped = scaled.reshape(B, T, K, N // K, H)
     logits = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32)
     if mask is not None:

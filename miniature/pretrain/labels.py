@@ -6,6 +6,7 @@ every cell; the probe is thrown away.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -96,7 +97,7 @@ class TextProbe(nn.Module):
         return _Classifier()(found)
 
 
-def init_probe(probe: nn.Module, shape: tuple[int, ...], key: jax.Array) -> dict:
+def init_probe(probe: nn.Module, shape: tuple[int, ...], key: jax.Array) -> Mapping[str, Any]:
     """Fresh parameters for features of a shape, without the batch."""
     return probe.init(key, jnp.zeros((1, *shape)))["params"]
 
