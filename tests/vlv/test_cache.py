@@ -1,6 +1,7 @@
 """Cached features: the same batches and the same loss without the towers, and what is refused."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -47,6 +48,11 @@ class World:
     def experiment(self, **data) -> Experiment:
         return to_dataclass(Experiment, self.raw | {"data": self.raw["data"] | data})
 
+    @functools.cached_property
+    def loss(self):
+        """Jitted once: where the data comes from is seen in the batch only."""
+        return jax.jit(make_loss(self.experiment(), self.networks))
+
 
 @pytest.fixture(scope="module")
 def world(tiny_hub, tmp_path_factory):
@@ -75,9 +81,8 @@ def loss_of(world, experiment, batch):
     trainable, frozen = split(world.params, trainable_patterns(experiment))
     if experiment.data.cache:
         frozen = _without_towers(frozen, experiment)
-    loss = jax.jit(make_loss(experiment, world.networks))
     arrays = {k: v for k, v in batch.items() if k != "ids"}
-    return float(loss(trainable, frozen, arrays, jax.random.key(3))[0])
+    return float(world.loss(trainable, frozen, arrays, jax.random.key(3))[0])
 
 
 def test_batches_are_those_without_a_cache_and_nothing_is_decoded(world, monkeypatch):
@@ -104,7 +109,7 @@ def test_batches_are_those_without_a_cache_and_nothing_is_decoded(world, monkeyp
 
 
 def test_the_loss_is_the_same(world):
-    """Relative: float32 features 1e-6 (equal when measured), bfloat16 ones 2e-5 (1e-6 measured)."""
+    """Relative: float32 features 1e-6 (equal when measured), bfloat16 ones 1e-5 (4e-6 measured)."""
     (batch,) = take(world, world.experiment(), 1)
     experiment = world.experiment(cache=str(world.float32))
     (cached,) = take(world, experiment, 1)
@@ -118,11 +123,11 @@ def test_the_loss_is_the_same(world):
     assert half["features"].dtype == np.float32  # as the frozen networks are held
     assert not np.array_equal(half["features"], cached["features"])
     np.testing.assert_allclose(half["features"], cached["features"], rtol=2**-8, atol=1e-30)
-    assert error(half) < 2e-5
+    assert error(half) < 1e-5
     # The twins: the latents, the features of other images.
     moved = {k: np.roll(cached[k], 1, axis=0) for k in ("latent_mean", "features")}
     assert error(cached | {"latent_mean": moved["latent_mean"]}) > 1e-4
-    assert error(cached | {"features": moved["features"]}) > 2e-3
+    assert error(cached | {"features": moved["features"]}) > 1e-3
 
 
 def test_a_caption_only_loss_reads_no_moments(world):

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,13 +28,10 @@ REPORT = {
 
 def perturbed(tree, seed):
     """As if trained: every leaf moved, so that a file left from the hub would be seen."""
-    leaves, shape = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [
-        x + 0.02 * jax.random.normal(k, x.shape, x.dtype)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(shape, moved)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: x + jnp.asarray(0.02 * rng.standard_normal(x.shape), x.dtype), tree
+    )
 
 
 @pytest.fixture(scope="module")
