@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from core_jax.data.processors import ImageProcessor
+from core_jax.data.prompts import pad_prompts, read_chat_template, read_image_processor_config
 from core_jax.models.gemma3 import Gemma3Config, ImagePromptError, check_placeholders
 
 _CROPS = ("do_pan_and_scan", "pan_and_scan_min_crop_size", "pan_and_scan_max_num_crops",
@@ -98,8 +99,8 @@ class Gemma3Processor:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-        images = gemma3_image_processor(_image_processor_config(path))
-        return cls(tokenizer, images, config, _chat_template(path))
+        images = gemma3_image_processor(read_image_processor_config(path))
+        return cls(tokenizer, images, config, read_chat_template(path))
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
@@ -173,7 +174,9 @@ class Gemma3Processor:
             self.tokens(text, int(count), where=f"row {i}")
             for i, (text, count) in enumerate(zip(texts, counts, strict=True))
         ]
-        ids, valid = self._pad(rows, length, padding_side)
+        ids, valid = pad_prompts(
+            rows, pad_id=self.tokenizer.pad_token_id, length=length, side=padding_side
+        )
         # A text that spells the placeholder itself is found here.
         check_placeholders(np.where(valid, ids, -1), counts, self.config)
         return Gemma3Inputs(ids, valid, self._pixels(images, counts, max_images), counts)
@@ -192,21 +195,6 @@ class Gemma3Processor:
                 pixels[i, : len(row)] = self.image_processor(row)
         return pixels
 
-    def _pad(self, rows, length, side):
-        if side not in ("left", "right"):
-            raise ValueError(f"padding_side is {side!r}; it must be 'left' or 'right'")
-        longest = max(map(len, rows))
-        length = longest if length is None else length
-        if longest > length:
-            raise ValueError(f"a prompt of {longest} tokens is longer than {length}; raise it")
-        pad = self.tokenizer.pad_token_id
-        ids = np.full((len(rows), length), 0 if pad is None else pad, np.int32)
-        valid = np.zeros(ids.shape, bool)
-        for i, row in enumerate(rows):
-            place = slice(length - len(row), None) if side == "left" else slice(len(row))
-            ids[i, place], valid[i, place] = row, True
-        return ids, valid
-
 
 def gemma3_image_processor(config: Mapping[str, Any]) -> ImageProcessor:
     """From the contents of a preprocessor_config.json.
@@ -220,23 +208,3 @@ def gemma3_image_processor(config: Mapping[str, Any]) -> ImageProcessor:
             "false (released checkpoints leave it off)"
         )
     return ImageProcessor.from_hf({k: v for k, v in config.items() if k not in _CROPS})
-
-
-def _image_processor_config(path: pathlib.Path) -> Mapping[str, Any]:
-    """From processor_config.json (transformers 5) or a file of its own (older ones)."""
-    nested = path / "processor_config.json"
-    if nested.is_file() and "image_processor" in (config := json.loads(nested.read_text())):
-        return config["image_processor"]
-    file = path / "preprocessor_config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; copy it from the released checkpoint")
-    return json.loads(file.read_text())
-
-
-def _chat_template(path: pathlib.Path) -> str | None:
-    """The processor's own template; transformers prefers it to the tokenizer's."""
-    if (file := path / "chat_template.jinja").is_file():
-        return file.read_text()
-    if (file := path / "chat_template.json").is_file():
-        return json.loads(file.read_text())["chat_template"]
-    return None

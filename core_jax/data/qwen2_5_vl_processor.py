@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from core_jax.data.prompts import pad_prompts, read_chat_template, read_image_processor_config
 from core_jax.data.qwen2_5_vl_images import Qwen2_5_VLImageProcessor
 from core_jax.models.qwen2_5_vl import (
     ImagePromptError,
@@ -96,8 +97,8 @@ class Qwen2_5_VLProcessor:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-        images = Qwen2_5_VLImageProcessor.from_hf(_image_processor_config(path))
-        return cls(tokenizer, images, config, _chat_template(path))
+        images = Qwen2_5_VLImageProcessor.from_hf(read_image_processor_config(path))
+        return cls(tokenizer, images, config, read_chat_template(path))
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
@@ -169,43 +170,8 @@ class Qwen2_5_VLProcessor:
             self.tokenizer(self.expand(text, [g for _, g in row], where=f"row {i}"))["input_ids"]
             for i, (text, row) in enumerate(zip(texts, cut, strict=True))
         ]
-        ids, valid = self._pad(tokens, length, padding_side)
+        ids, valid = pad_prompts(
+            tokens, pad_id=self.tokenizer.pad_token_id, length=length, side=padding_side,
+            remedy="raise the length, or lower max_pixels",
+        )  # fmt: skip
         return ImageTextInputs(ids, valid, place_prompts(ids, valid, packed, self.config), packed)
-
-    def _pad(self, tokens, length, side):
-        if side not in ("left", "right"):
-            raise ValueError(f"padding_side is {side!r}; it must be 'left' or 'right'")
-        longest = max(map(len, tokens))
-        length = longest if length is None else length
-        if longest > length:
-            raise ValueError(
-                f"a prompt of {longest} tokens is longer than {length}; raise the length, or "
-                "lower max_pixels"
-            )
-        pad = self.tokenizer.pad_token_id
-        ids = np.full((len(tokens), length), 0 if pad is None else pad, np.int32)
-        valid = np.zeros(ids.shape, bool)
-        for i, row in enumerate(tokens):
-            place = slice(length - len(row), None) if side == "left" else slice(len(row))
-            ids[i, place], valid[i, place] = row, True
-        return ids, valid
-
-
-def _image_processor_config(path: pathlib.Path) -> Mapping[str, Any]:
-    """From processor_config.json (transformers 5) or a file of its own (older ones)."""
-    nested = path / "processor_config.json"
-    if nested.is_file() and "image_processor" in (config := json.loads(nested.read_text())):
-        return config["image_processor"]
-    file = path / "preprocessor_config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; copy it from the released checkpoint")
-    return json.loads(file.read_text())
-
-
-def _chat_template(path: pathlib.Path) -> str | None:
-    """The processor's own template; transformers prefers it to the tokenizer's."""
-    if (file := path / "chat_template.jinja").is_file():
-        return file.read_text()
-    if (file := path / "chat_template.json").is_file():
-        return json.loads(file.read_text())["chat_template"]
-    return None
