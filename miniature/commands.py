@@ -5,7 +5,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -17,6 +17,15 @@ def run(module: str, *, config_values: Mapping[str, Any] | None = None, **option
     """
     words = [f"--{name}={value}" for name, value in options.items()]
     words += [f"--config.{name}={value}" for name, value in (config_values or {}).items()]
+    run_words(module, words)
+
+
+def run_words(module: str, words: Sequence[str]) -> None:
+    """The same with the command line as it is, for options that take several words.
+
+    Raises:
+      SystemExit: the command failed; what it printed says why.
+    """
     print(f"\n$ python -m {module} {shlex.join(words)}", flush=True)
     done = subprocess.run([sys.executable, "-m", module, *words], check=False)
     if done.returncode:

@@ -7,8 +7,6 @@ like and type the same command.
 """
 
 import pathlib
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -16,13 +14,13 @@ from typing import Any
 from absl import app, flags
 
 from miniature import standins
-from miniature.commands import keep_compiled_programs, run, world_path
+from miniature.commands import keep_compiled_programs, run, run_words, world_path
 from miniature.results.plan import BUDGETS, COMPARISONS, Budget, Comparison, Run, runs
 
 _SCALE = flags.DEFINE_enum("scale", "full", ["full", "smoke"], "smoke: a few steps of everything.")
 _ROOT = flags.DEFINE_string("root", "runs", "Where data and runs go.")
 _OUT = flags.DEFINE_string(
-    "out", "", "Where the report goes; by default ROOT/results, and it is committed from there."
+    "out", "", "Where the report goes; by default a folder `report` beside the runs."
 )
 _ONLY = flags.DEFINE_list("only", [], "Train and evaluate these runs only; compare nothing.")
 
@@ -129,9 +127,7 @@ def _compare(comparisons: Iterable[Comparison], folder: pathlib.Path, out: pathl
         words = ["--arms", *arms, "--metric", comparison.metrics, "--out", str(out)]
         words += ["--section", comparison.section, "--note", comparison.note]
         words += ["--baseline", comparison.baseline, "--title", TITLE]
-        done = subprocess.run([sys.executable, "-m", "vlv_jax.compare", *words], check=False)
-        if done.returncode:
-            sys.exit(f"vlv_jax.compare ended with status {done.returncode}")
+        run_words("vlv_jax.compare", words)
 
 
 if __name__ == "__main__":
