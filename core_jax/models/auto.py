@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -101,7 +101,12 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def load_model(
-    path: str | os.PathLike, *, dtype: Any = None, mesh: Any = None, rules: Any = None
+    path: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    mesh: Any = None,
+    rules: Any = None,
+    only: Sequence[str] | None = None,
 ) -> tuple[Any, Any]:
     """Reads a hub directory.
 
@@ -111,6 +116,8 @@ def load_model(
       dtype: floating-point type of the parameters; the stored types if None.
       mesh: places parameters on this mesh; default device if None.
       rules: logical axis -> mesh axes for the family's parameters (core_jax.sharding).
+      only: patterns of the parameter paths to read (a vision tower, say); the directory is checked
+        as a whole all the same. Not for pipelines.
 
     Returns:
       (model, params): a Linen module and its tree for `model.apply({"params": params}, ...)`.
@@ -140,6 +147,8 @@ def load_model(
     _check_types(reader, assignments)
     _check_aliases(reader, aliases)
     _check_zeros(reader, weight_rules)
+    if only is not None:
+        assignments = _chosen(assignments, only)
     shardings = None
     if mesh is not None:
         shardings = flatten(_shardings(family, unflatten(flat), mesh, rules))
@@ -149,6 +158,13 @@ def load_model(
         for name, array in leaves
     }
     return model, unflatten(params)
+
+
+def _chosen(assignments: list[Assignment], patterns: Sequence[str]) -> list[Assignment]:
+    chosen = [a for a in assignments if any(re.fullmatch(p, a.entry.path) for p in patterns)]
+    if not chosen:
+        raise ValueError(f"no parameter matches {list(patterns)}")
+    return chosen
 
 
 def _components(path: pathlib.Path) -> list[pathlib.Path]:

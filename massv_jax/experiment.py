@@ -1,0 +1,255 @@
+"""What an experiment's config means, typed. `main` builds one of these from the ConfigDict."""
+
+import dataclasses
+from typing import Literal
+
+from core_jax.data.images import ImageLimits
+from core_jax.data.sources import SourceSpec
+from core_jax.ops.execution import Execution
+from core_jax.train.optimizer import OptimizerConfig
+from massv_jax.losses import LossConfig
+
+Dtype = Literal["float32", "bfloat16"]
+Task = Literal["phase1", "distill", "phase2", "eval", "lossless"]
+
+# Ends of LLaVA's questions after which answers are a word or two, and teach a drafter little.
+SHORT_ANSWER_SUFFIXES = (
+    "Answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which target and drafter, and in what precision.
+
+    Attributes:
+      target: hub directory of the target, with tokenizer and preprocessor_config.json.
+      language_model: hub directory of the small language model.
+      kind: the drafter's kind; "auto" is the family's stock form.
+      pooling: side of the squares of image tokens that the drafter sees as one.
+      init_from_target: start a "merger" from the target's first layer.
+      drafter: a drafter directory, export or working directory, for jobs that use one.
+      frozen_dtype: how frozen networks are held.
+      compute_dtype: what trained parameters are cast to in a step (their masters are float32).
+      execution: backends and rematerialisation.
+    """
+
+    target: str
+    language_model: str
+    kind: Literal["auto", "merger", "mlp", "gemma", "prefix", "text"] = "auto"
+    pooling: int = 1
+    init_from_target: bool = True
+    drafter: str = ""
+    frozen_dtype: Dtype = "bfloat16"
+    compute_dtype: Dtype = "bfloat16"
+    execution: Execution = Execution()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Conversations and how they become batches.
+
+    Attributes:
+      source: LLaVA-format instructions; captions of any other source serve phase 1.
+      answers: folder of a target's answers (massv_jax.answers) to learn instead of the source's
+        own; image names are relative to `answer_images`.
+      answer_images: see `answers`.
+      format: "plain" is image and caption without a template; "chat" the target's template.
+      plain_end: what ends a caption in "plain".
+      turns: "all" of a conversation, or the "first" only.
+      image_place: see `parse_dialogue`.
+      exclude: file with the names of evaluation images, which are left out; "" for none.
+      batch_size: examples a step, over all processes.
+      max_length: tokens of an example, image tokens included; longer ones are cut.
+      image_windows: attention windows of an example's images together (Qwen2.5-VL); an example
+        that needs more is refused and counted.
+      max_images: images of an example (Gemma 3); examples with more are refused.
+      min_pixels, max_pixels: limits of Qwen2.5-VL's resizing; 0: as the target's processor has
+        them. A drafter must be trained and used under the same.
+      max_bad_fraction: of examples that cannot be used, before the run stops.
+      limits: what an acceptable image is.
+      num_threads: of image decoding.
+    """
+
+    source: SourceSpec = SourceSpec()
+    answers: str = ""
+    answer_images: str = ""
+    format: Literal["plain", "chat"] = "chat"
+    plain_end: str = "\n"
+    turns: Literal["all", "first"] = "all"
+    image_place: Literal["first", "kept"] = "first"
+    exclude: str = ""
+    batch_size: int = 128
+    max_length: int = 2048
+    image_windows: int = 100
+    max_images: int = 1
+    min_pixels: int = 0
+    max_pixels: int = 0
+    max_bad_fraction: float = 0.02
+    limits: ImageLimits = ImageLimits()
+    num_threads: int = 8
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.max_length < 2 or self.image_windows < 1:
+            raise ValueError("data: batch_size, max_length and image_windows must be positive")
+        if self.answers and not self.answer_images:
+            raise ValueError("data.answers needs data.answer_images, the folder of their images")
+        if self.answers and self.format == "plain":
+            raise ValueError("data.answers are conversations; they go with data.format='chat'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A training run.
+
+    Attributes:
+      steps: updates in all.
+      seed: of data order and fresh parameters.
+      grad_accum: micro-batches a step.
+      ema_decay: of averaged weights that `export` prefers; None keeps none.
+      mesh: size of each mesh axis (data, fsdp, tensor); -1 is the rest.
+      log_every, save_every: steps.
+      keep: checkpoints kept.
+      init_from: a workdir or drafter directory to start from; empty: a fresh projector and the
+        hub's language model.
+    """
+
+    steps: int = 1
+    seed: int = 42
+    grad_accum: int = 1
+    ema_decay: float | None = None
+    mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
+    log_every: int = 50
+    save_every: int = 1000
+    keep: int = 2
+    init_from: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """How the target answers the instructions.
+
+    Attributes:
+      greedy_fraction: share of the instructions that are answered greedily, chosen by id.
+      temperature, top_k, top_p: of the others.
+      max_new_tokens: where answers are cut.
+      turns: "first" asks the first question only; "all" asks every one, after the target's own
+        earlier answers.
+      suffixes: ends of questions that may be dropped.
+      drop_suffix_fraction: share of the questions with such an end that lose it, chosen by id.
+      store_top_k: so many of the target's probabilities are stored with each token; 0: none.
+      max_samples: stop after so many instructions; 0: all.
+      chunk_size: instructions that are committed together.
+      batch_size: rows of a device's micro-batch; the result depends on it to rounding.
+      prompt_lengths: allowed lengths of prompts; each is a program to compile.
+      seed: of every choice and draw.
+    """
+
+    greedy_fraction: float = 0.5
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    turns: Literal["first", "all"] = "first"
+    suffixes: tuple[str, ...] = SHORT_ANSWER_SUFFIXES
+    drop_suffix_fraction: float = 0.5
+    store_top_k: int = 0
+    max_samples: int = 0
+    chunk_size: int = 256
+    batch_size: int = 16
+    prompt_lengths: tuple[int, ...] = (512, 1024, 1536)
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("greedy_fraction", "drop_suffix_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"distill.{name} is {getattr(self, name)}; it is in 0..1")
+        if self.temperature <= 0:
+            raise ValueError("distill.temperature must be positive; greedy_fraction=1 is greedy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """How answers are generated with a drafter.
+
+    Attributes:
+      gamma: tokens of a draft.
+      accept: see `DecodeOptions` (massv_jax.speculative).
+      temperature: 0 is greedy.
+      top_k: 0 is no limit.
+      top_p: 1 is no limit.
+      min_confidence: see `DecodeOptions`.
+      max_new_tokens: longest answer.
+      batch_size: rows of a call.
+      prompt_lengths: allowed lengths of prompts.
+      seed: of draws.
+    """
+
+    gamma: int = 5
+    accept: Literal["rejection", "coupled"] = "rejection"
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_confidence: float = 0.0
+    max_new_tokens: int = 256
+    batch_size: int = 1
+    prompt_lengths: tuple[int, ...] = (512, 1024, 1536)
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured.
+
+    Attributes:
+      source: held-out instructions, in LLaVA's format.
+      num_prompts: of each task.
+      gammas: tokens of a draft to try.
+      temperatures: to try.
+      min_answer_tokens: shorter answers do not count as descriptions.
+      kernel_keys: keys with which `lossless` runs the accept rule on each recorded context.
+      contexts: that `lossless` records.
+      bootstrap_samples: of every interval.
+      seed: of draws and bootstrap.
+    """
+
+    source: SourceSpec = SourceSpec()
+    num_prompts: int = 100
+    gammas: tuple[int, ...] = (3, 5)
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    min_answer_tokens: int = 40
+    kernel_keys: int = 100_000
+    contexts: int = 16
+    bootstrap_samples: int = 1000
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that a MASSV job is told.
+
+    Attributes:
+      task: which command the file is for.
+      trainable: path patterns; empty: the phase's own (massv_jax.phase1/phase2.TRAINABLE).
+    """
+
+    task: Task
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    run: RunConfig = RunConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: LossConfig = LossConfig()
+    distill: DistillConfig = DistillConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    trainable: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.data.batch_size % self.run.grad_accum:
+            raise ValueError(
+                f"data.batch_size {self.data.batch_size} does not divide into "
+                f"run.grad_accum {self.run.grad_accum} micro-batches"
+            )
+        if self.task == "phase1" and self.model.kind == "text":
+            raise ValueError("a text drafter has no projector to train; start at phase 2")

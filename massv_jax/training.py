@@ -1,0 +1,283 @@
+"""Setting up and running either phase of training from an experiment."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from core_jax.data.gemma3_processor import Gemma3Processor
+from core_jax.data.llava_exclude import read_exclusions, without_images
+from core_jax.data.pipeline import make_batches
+from core_jax.data.qwen2_5_vl_processor import Qwen2_5_VLProcessor
+from core_jax.data.sources import Source, open_source
+from core_jax.models import load_model
+from core_jax.models.gemma3 import Gemma3Config
+from core_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
+from core_jax.partition import split
+from core_jax.sharding import batch_sharding, fsdp_by_size, make_mesh
+from core_jax.train.loop import LoopConfig, TrainResult, run_training
+from core_jax.train.optimizer import make_optimizer, make_schedule
+from core_jax.train.run_record import RunRecord
+from core_jax.train.state import TrainState, create_state
+from core_jax.train.step import jit_train_step, make_train_step
+from massv_jax import phase1, phase2
+from massv_jax.answers import AnswerSource
+from massv_jax.batches import RowMaker, check_supervision, policy_of
+from massv_jax.binding import Binding
+from massv_jax.experiment import Experiment
+from massv_jax.loading import DrafterParts, load_tower
+from massv_jax.phase2 import TARGET, TOWER, Teacher
+from massv_jax.workdir import assemble, save_experiment
+
+
+def trainable_patterns(experiment: Experiment, kind: str) -> tuple[str, ...]:
+    """Which parameters are trained.
+
+    Raises:
+      ValueError: the experiment trains nothing.
+    """
+    if experiment.trainable:
+        return experiment.trainable
+    if experiment.task == "phase1":
+        return phase1.TRAINABLE
+    if experiment.task == "phase2":
+        return phase2.TRAINABLE_TEXT if kind == "text" else phase2.TRAINABLE
+    raise ValueError(
+        f"a config of the task {experiment.task!r} trains nothing; use massv_phase1 or massv_phase2"
+    )
+
+
+def open_training_source(experiment: Experiment, binding: Binding) -> Source:
+    """Conversations without the excluded images."""
+    data = experiment.data
+    if data.answers:
+        source: Source = AnswerSource(
+            data.answers, images=data.answer_images, target=binding.weights
+        )
+    else:
+        source = open_source(data.source)
+    if data.exclude:
+        source, left_out = without_images(source, read_exclusions(data.exclude))
+        if jax.process_index() == 0:
+            print(f"{left_out} examples show excluded images; {len(source)} are left", flush=True)
+    return source
+
+
+def make_rows(experiment: Experiment, parts: DrafterParts, processor: Any) -> RowMaker:
+    """How an experiment's examples become rows."""
+    loss = experiment.loss
+    return RowMaker(
+        parts.drafter.config, experiment.data, processor,
+        with_target=loss.teacher == "target",
+        top_k=loss.top_k if loss.teacher == "stored" else 0,
+    )  # fmt: skip
+
+
+def load_frontend(experiment: Experiment, target_config: Any) -> Any:
+    """The target's preprocessing, within the data config's pixel limits."""
+    path, data = experiment.model.target, experiment.data
+    if isinstance(target_config, Gemma3Config):
+        return Gemma3Processor.from_pretrained(path, target_config)
+    if not isinstance(target_config, Qwen2_5_VLConfig):
+        from core_jax.decode.target import load_target
+
+        return load_target(path).frontend
+    processor = Qwen2_5_VLProcessor.from_pretrained(path, target_config)
+    limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(data, k))}
+    images = dataclasses.replace(processor.image_processor, **limits)
+    return dataclasses.replace(processor, image_processor=images)
+
+
+def training_batches(
+    experiment: Experiment, source: Source, rows: RowMaker, start_step: int
+) -> Iterator[Mapping[str, Any]]:
+    """Host batches from a step on."""
+    return make_batches(
+        source,
+        batch_size=experiment.data.batch_size,
+        seed=experiment.run.seed,
+        start_step=start_step,
+        transform=rows.transform(),
+        policy=policy_of(experiment.data),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=experiment.data.num_threads,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything that a training run needs, on its devices.
+
+    Attributes:
+      step_fn: the jitted step.
+      state: initial state.
+      frozen: frozen parameters: the tower, the teacher's, what of the drafter is not trained.
+      parts: the drafter that the run starts from.
+      processor: the target's preprocessing.
+      sharding: of batches.
+    """
+
+    step_fn: Callable
+    state: TrainState
+    frozen: dict[str, Any]
+    parts: DrafterParts
+    processor: Any
+    sharding: Any
+
+
+def build_job(experiment: Experiment) -> Job:
+    """Loads the networks, splits them, and places everything on the config's mesh."""
+    mesh = make_mesh(experiment.run.mesh)
+    parts = assemble(experiment, mesh=mesh)
+    config = parts.drafter.config
+    trainable, frozen = split(parts.params, trainable_patterns(experiment, config.kind))
+    extra, encode, teacher = frozen_networks(experiment, parts, mesh)
+    frozen = cast_floating({**frozen, **extra}, experiment.model.frozen_dtype)
+    place = functools.partial(fsdp_by_size, mesh=mesh, axis=_fsdp_axis(mesh))
+    frozen_shardings = place(frozen)
+    frozen = jax.device_put(frozen, frozen_shardings)
+    schedule = make_schedule(experiment.optimizer)
+    optimizer = make_optimizer(experiment.optimizer, schedule)
+    state, shardings = create_state(
+        trainable, optimizer, param_shardings=place(trainable), mesh=mesh,
+        ema=experiment.run.ema_decay is not None,
+    )  # fmt: skip
+    loss = phase2.make_loss(parts.drafter, experiment.loss, teacher=teacher, encode=encode)
+    step = make_train_step(
+        loss, optimizer, schedule,
+        grad_accum=experiment.run.grad_accum,
+        compute_dtype=experiment.model.compute_dtype,
+        ema_decay=experiment.run.ema_decay,
+        seed=experiment.run.seed,
+    )  # fmt: skip
+    sharding = batch_sharding(mesh)
+    step_fn = jit_train_step(step, shardings, frozen_shardings, sharding, mesh)
+    processor = load_frontend(experiment, config.target)
+    return Job(step_fn, state, frozen, parts, processor, sharding)
+
+
+def frozen_networks(
+    experiment: Experiment, parts: DrafterParts, mesh: Any
+) -> tuple[dict[str, Any], Any, Teacher | None]:
+    """The tower (and the teacher's parameters), how a tower of another kind runs, the teacher."""
+    path, config = pathlib.Path(experiment.model.target), parts.drafter.config
+    asks = experiment.loss.teacher == "target"
+    if not isinstance(config.target, Gemma3Config | Qwen2_5_VLConfig):
+        from core_jax.decode.target import load_target
+
+        if asks:
+            raise ValueError("loss.teacher='target' goes with Qwen2.5-VL and Gemma 3 targets")
+        target = load_target(path, mesh=mesh)
+        encode = target.decoder.encode_images
+        return ({TOWER: target.params} if config.kind != "text" else {}), encode, None
+    extra: dict[str, Any] = {}
+    if config.kind != "text" or asks:
+        extra[TOWER] = load_tower(path, mesh=mesh)
+    teacher = None
+    if asks:
+        extra[TARGET] = load_teacher(path, config.target, mesh=mesh)
+        teacher = Teacher(config.target, experiment.model.execution)
+    return extra, None, teacher
+
+
+def load_teacher(path: pathlib.Path, config: Any, **options: Any) -> dict[str, Any]:
+    """The target's language model and projector; its tower is the drafter's."""
+    if isinstance(config, Gemma3Config):
+        patterns = (r"multi_modal_projector/.*", r"language_model/.*")
+        return load_model(path, only=patterns, **options)[1]
+    _, params = load_model(path, only=(r"visual/merger/.*", r"language_model/.*"), **options)
+    return {"merger": params["visual"]["merger"], "language_model": params["language_model"]}
+
+
+def cast_floating(tree: Any, dtype: str) -> Any:
+    """Floating-point leaves in a type. One program casts all: one a shape takes seconds."""
+    leaves, structure = jax.tree.flatten(tree)
+    other = [
+        i
+        for i, x in enumerate(leaves)
+        if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.dtype(dtype)
+    ]
+    if other:
+        done = jax.jit(lambda xs: [x.astype(dtype) for x in xs])([leaves[i] for i in other])
+        for i, x in zip(other, done, strict=True):
+            leaves[i] = x
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _fsdp_axis(mesh: Any) -> str:
+    return "fsdp" if "fsdp" in mesh.shape else next(iter(mesh.shape))
+
+
+_UNUSED = ("decoding", "evaluation", "distill")
+_MAY_CHANGE = ("mesh", "log_every", "save_every", "keep")
+_PATHS = ("target", "language_model", "drafter")
+
+
+def make_record(experiment: Experiment, binding: Binding) -> RunRecord:
+    """What must not change between a run's start and its resumption."""
+    config = dataclasses.asdict(experiment)
+    fixed = {k: v for k, v in config.items() if k not in _UNUSED}
+    fixed["run"] = {k: v for k, v in config["run"].items() if k not in _MAY_CHANGE}
+    fixed["data"] = {k: v for k, v in config["data"].items() if k != "num_threads"}
+    fixed["model"] = {k: v for k, v in config["model"].items() if k not in ("execution", *_PATHS)}
+    return RunRecord(
+        fingerprint=fixed,
+        data_seed=experiment.run.seed,
+        frozen_hashes={"target": binding.weights},
+        init_from=experiment.run.init_from or None,
+        config=config,
+    )
+
+
+def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
+    """Trains, or continues training, in a working directory."""
+    job = build_job(experiment)
+    binding = job.parts.binding
+    source = open_training_source(experiment, binding)
+    rows = make_rows(experiment, job.parts, job.processor)
+    if jax.process_index() == 0:
+        save_experiment(workdir, experiment)
+        print(_first_example(source, rows), flush=True)
+    run = experiment.run
+
+    def batches(start: int) -> Iterator[Mapping[str, Any]]:
+        iterator = training_batches(experiment, source, rows, start)
+        first = next(iterator)
+        check_supervision(first, rows.log)
+        yield first
+        yield from iterator
+
+    result = run_training(
+        LoopConfig(
+            total_steps=run.steps, log_every=run.log_every, save_every=run.save_every,
+            keep=run.keep,
+        ),
+        state=job.state,
+        step_fn=job.step_fn,
+        frozen=job.frozen,
+        make_batches=batches,
+        workdir=str(workdir),
+        record=make_record(experiment, binding),
+        batch_sharding=job.sharding,
+    )  # fmt: skip
+    if rows.log.faults or rows.log.refused:
+        print(f"mended: {dict(rows.log.faults)}; refused: {dict(rows.log.refused)}", flush=True)
+    return result
+
+
+def _first_example(source: Source, rows: RowMaker) -> str:
+    """The first example that can be used, with what is learned in [[ ]]."""
+    from core_jax.data.images import BadImage
+
+    for index in range(min(len(source), 32)):
+        try:
+            shown = rows.show(source[index])
+        except (BadImage, ValueError):
+            continue
+        return f"example {source[index].id}; what is learned is in [[ ]]:\n{shown}"
+    return "none of the first 32 examples can be used; the run will say why"
