@@ -53,6 +53,17 @@ setup(
         include=["core_jax*", "vlv_jax*", "massv_jax*", "miniature*"], exclude=["tests*"]
     ),
     package_data={"miniature": ["checkpoints/**/*"]},
+    entry_points={
+        # What can be decoded by windows, by model type; core_jax/decode/target.py says how others
+        # add theirs.
+        "core_jax.targets": [
+            "qwen2 = core_jax.decode.target_loaders:load_qwen2",
+            "qwen2_5_vl = core_jax.decode.target_loaders:load_qwen2_5_vl",
+            "gemma3 = core_jax.decode.target_loaders:load_gemma3",
+            "gemma3_text = core_jax.decode.target_loaders:load_gemma3_text",
+            "vlv = vlv_jax.target:load",
+        ],
+    },
     install_requires=INSTALL,
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],

@@ -40,7 +40,14 @@ class EmbeddingPrefix:
 
 
 @flax.struct.dataclass
-class _CausalState:
+class CausalState:
+    """What a prompt left behind.
+
+    Attributes:
+      cache: keys and values.
+      prefix: slots of the prompt.
+    """
+
     cache: KVCache
     prefix: int = flax.struct.field(pytree_node=False)
 
@@ -48,6 +55,9 @@ class _CausalState:
 @dataclasses.dataclass(frozen=True)
 class CausalDecoder:
     """A decoder-only network (Qwen2) that continues a `TokenPrefix` or `EmbeddingPrefix`.
+
+    It is a `Decoder` (core_jax.decode.generate) and, without images, a `WindowDecoder`
+    (core_jax.decode.target).
 
     Attributes:
       model: Linen module with `embed`, `hidden_states`, `logits` and `new_cache` as
@@ -61,7 +71,7 @@ class CausalDecoder:
 
     def prefill(
         self, params: Any, prefix: TokenPrefix | EmbeddingPrefix, *, max_new_tokens: int
-    ) -> tuple[Float[Array, "B V"], _CausalState]:
+    ) -> tuple[Float[Array, "B V"], CausalState]:
         """Runs the whole prefix; the cache gets room for the new tokens afterwards."""
         if isinstance(prefix, TokenPrefix):
             embeds = self._apply(params, "embed", prefix.ids)
@@ -72,22 +82,61 @@ class CausalDecoder:
         cache = self._apply(params, "new_cache", B, P)
         hidden, cache = self._run(params, cache, embeds, valid)
         logits = self._last_logits(params, hidden, valid)
-        return logits, _CausalState(cache.grow(max_new_tokens), prefix=P)
+        return logits, CausalState(cache.grow(max_new_tokens), prefix=P)
 
     def step(
-        self, params: Any, state: _CausalState, tokens: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B V"], _CausalState]:
+        self, params: Any, state: CausalState, tokens: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B V"], CausalState]:
         """One token a row."""
-        embeds = self._apply(params, "embed", tokens[:, None])
-        valid = jnp.ones(tokens.shape, bool)[:, None]
-        hidden, cache = self._run(params, state.cache, embeds, valid)
-        return self._apply(params, "logits", hidden)[:, 0], dataclasses.replace(state, cache=cache)
+        logits, state = self.extend(params, state, tokens[:, None])
+        return logits[:, 0], state
 
-    def repeat(self, state: _CausalState, times: int) -> _CausalState:
+    def encode_images(self, params: Any, images: Any) -> Any:
+        """This network sees none.
+
+        Raises:
+          TypeError: always.
+        """
+        raise TypeError(f"{type(self.model).__name__} is a language model without a vision tower")
+
+    def begin(
+        self,
+        params: Any,
+        prompt: TokenPrefix | EmbeddingPrefix,
+        vision: Any = None,
+        *,
+        max_new_tokens: int,
+        window: int,
+    ) -> tuple[Float[Array, "B V"], CausalState]:
+        """See `WindowDecoder`; `vision` is of another model and is not looked at."""
+        del vision
+        room = max_new_tokens + (window + 1 if window else 0)
+        logits, state = self.prefill(params, prompt, max_new_tokens=room)
+        if window:
+            state = dataclasses.replace(state, cache=state.cache.per_row())
+        return logits, state
+
+    def extend(
+        self, params: Any, state: CausalState, tokens: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T V"], CausalState]:
+        """T tokens a row, for which there must be room, and the logits after each of them."""
+        embeds = self._apply(params, "embed", tokens)
+        hidden, cache = self._run(params, state.cache, embeds, jnp.ones(tokens.shape, bool))
+        return self._apply(params, "logits", hidden), dataclasses.replace(state, cache=cache)
+
+    def ends(self, state: CausalState) -> Int[Array, " B"]:
+        """See `WindowDecoder`."""
+        return state.cache.ends()
+
+    def rewind(self, state: CausalState, end: Int[Array, " B"]) -> CausalState:
+        """See `WindowDecoder`."""
+        return dataclasses.replace(state, cache=state.cache.rewind(end))
+
+    def repeat(self, state: CausalState, times: int) -> CausalState:
         """Every row `times` times."""
         return dataclasses.replace(state, cache=state.cache.repeat(times))
 
-    def reorder(self, state: _CausalState, rows: Int[Array, " B"]) -> _CausalState:
+    def reorder(self, state: CausalState, rows: Int[Array, " B"]) -> CausalState:
         """Rows of one prompt change places; their prefix is the same and stays."""
         cache = state.cache.take_rows(rows, shared=state.prefix)
         return dataclasses.replace(state, cache=cache)

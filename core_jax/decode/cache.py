@@ -87,11 +87,13 @@ class KVCache:
             slots = jnp.broadcast_to(self.end + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         return dataclasses.replace(self, valid=valid), positions, cache_mask(slots, valid)
 
+    def ends(self) -> Int[Array, " B"]:
+        """The next slot of each row."""
+        return jnp.broadcast_to(self.end, self.valid.shape[:1]).astype(jnp.int32)
+
     def per_row(self) -> "KVCache":
-        """The same cache with an `end` for each row."""
-        batch = self.valid.shape[0]
-        end = jnp.broadcast_to(self.end, (batch,)).astype(jnp.int32)
-        return dataclasses.replace(self, end=end)
+        """The same cache with an `end` for each row; a single row keeps its cheap scalar."""
+        return self if self.valid.shape[0] == 1 else dataclasses.replace(self, end=self.ends())
 
     def rewind(self, end: Int[Array, "*B"]) -> "KVCache":
         """Forgets every slot from `end` on; a scalar, or one for each row.
@@ -99,6 +101,7 @@ class KVCache:
         Keys and values stay as they are: an unseen slot is overwritten before it is seen.
         """
         end = jnp.asarray(end, jnp.int32)
+        end = end.reshape(()) if end.shape == (1,) else end  # see `per_row`
         slots = jnp.arange(self.slots, dtype=jnp.int32)[None]
         valid = self.valid & (slots < end.reshape(-1, 1))
         return dataclasses.replace(self, valid=valid, end=end)

@@ -44,8 +44,8 @@ class Gemma3State:
 class Gemma3Decoder:
     """A `Decoder` (core_jax.decode.generate) that continues a `Gemma3Prompt`.
 
-    `extend` and `rewind` are what checking drafts needs: several tokens in one pass, and rows
-    that forget the last of them.
+    It is a `WindowDecoder` (core_jax.decode.target), too: `extend` and `rewind` are what checking
+    drafts needs, several tokens in one pass, and rows that forget the last of them.
 
     Attributes:
       model: `Gemma3ForConditionalGeneration` or `Gemma3ForCausalLM`.
@@ -84,6 +84,34 @@ class Gemma3Decoder:
         last = P - 1 - jnp.argmax(valid[:, ::-1], axis=1)
         picked = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
         return self._apply(params, "logits", picked)[:, 0], Gemma3State(cache)
+
+    def encode_images(
+        self, params: Any, images: Float[Array, "M height width c"]
+    ) -> Float[Array, "M h w E"]:
+        """The tower's grids for normalised images; a drafter with the same tower shares them."""
+        return self._apply(params, "vision_features", images)
+
+    def begin(
+        self,
+        params: Any,
+        prompt: Gemma3Prompt,
+        vision: Float[Array, "M h w E"] | None,
+        *,
+        max_new_tokens: int,
+        window: int,
+    ) -> tuple[Float[Array, "B V"], Gemma3State]:
+        """See `WindowDecoder`; `vision` has the same number of images for each row of `prompt`."""
+        if vision is not None:
+            tokens = self._apply(params, "project_features", vision)
+            rows = tokens.reshape(prompt.ids.shape[0], -1, tokens.shape[-1])
+            prompt = dataclasses.replace(prompt, image_tokens=rows)
+        room = max_new_tokens + (window + 1 if window else 0)
+        own = dataclasses.replace(self, draft=window)
+        return own.prefill(params, prompt, max_new_tokens=room)
+
+    def ends(self, state: Gemma3State) -> Int[Array, " B"]:
+        """See `WindowDecoder`."""
+        return state.cache.ends()
 
     def step(
         self, params: Any, state: Gemma3State, tokens: Int[Array, " B"]

@@ -170,6 +170,10 @@ class LocalGlobalCache:
             fresh=False,
         )  # fmt: skip
 
+    def ends(self) -> Int[Array, " B"]:
+        """The same: tokens lie where their positions say."""
+        return self.end
+
     def per_row(self) -> "LocalGlobalCache":
         """The cache itself: its rows have lengths of their own."""
         return self

@@ -66,8 +66,8 @@ class ImageTextState:
 class ImageTextDecoder:
     """A `Decoder` (core_jax.decode.generate) that continues an `ImagePrompt`.
 
-    `extend` and `rewind` are what checking drafts needs: several tokens in one pass, and rows
-    that forget the last of them.
+    It is a `WindowDecoder` (core_jax.decode.target), too: `extend` and `rewind` are what checking
+    drafts needs, several tokens in one pass, and rows that forget the last of them.
 
     Attributes:
       model: `Qwen2_5_VLForConditionalGeneration`.
@@ -82,9 +82,36 @@ class ImageTextDecoder:
         self, params: Any, images: ImageBatch
     ) -> tuple[Float[Array, "R S Dv"], Float[Array, "R U D"]]:
         """States of the tower, which a drafter with the same tower can share, and image tokens."""
-        args = (jnp.asarray(images.patches), jnp.asarray(images.positions))
-        states = self._apply(params, "vision_states", *args, jnp.asarray(images.segments))
+        states = self.encode_images(params, images)
         return states, self._apply(params, "merge_vision", states)
+
+    def encode_images(self, params: Any, images: ImageBatch) -> Float[Array, "R S Dv"]:
+        """States of the tower alone, before the merger."""
+        args = (jnp.asarray(images.patches), jnp.asarray(images.positions))
+        return self._apply(params, "vision_states", *args, jnp.asarray(images.segments))
+
+    def begin(
+        self,
+        params: Any,
+        prompt: ImagePrompt,
+        vision: Float[Array, "R S Dv"] | None,
+        *,
+        max_new_tokens: int,
+        window: int,
+    ) -> tuple[Float[Array, "B V"], ImageTextState]:
+        """See `WindowDecoder`."""
+        if vision is not None:
+            tokens = self._apply(params, "merge_vision", vision)
+            prompt = dataclasses.replace(prompt, image_tokens=tokens)
+        room = max_new_tokens + (window + 1 if window else 0)
+        logits, state = self.prefill(params, prompt, max_new_tokens=room)
+        if window:
+            state = dataclasses.replace(state, cache=state.cache.per_row())
+        return logits, state
+
+    def ends(self, state: ImageTextState) -> Int[Array, " B"]:
+        """See `WindowDecoder`."""
+        return state.cache.ends()
 
     def prefill(
         self, params: Any, prefix: ImagePrompt, *, max_new_tokens: int
