@@ -31,6 +31,7 @@ from core_jax.data.llava_tokens import (
     Answer,
     Tokens,
     UnusableDialogue,
+    bare_tokens,
     chat_tokens,
     cut_tokens,
     plain_tokens,
@@ -160,7 +161,9 @@ class RowMaker:
 
     def _tokens(self, dialogue: Dialogue, answers: Sequence[Answer], cut: Sequence[Any]) -> Tokens:
         p, tokenizer = self.processor, self.processor.tokenizer
-        if self.drafter.kind == "prefix" or self.config.format == "plain":
+        if not isinstance(p, Qwen2_5_VLProcessor | Gemma3Processor):
+            return bare_tokens(answers[0], tokenizer.eos_token_id)
+        if self.config.format == "plain":
             return plain_tokens(
                 tokenizer, self._image_text(cut), dialogue.turns[0].answer,
                 end=self.config.plain_end,

@@ -116,6 +116,18 @@ def plain_tokens(tokenizer: Any, images: str, caption: str, *, end: str = "\n") 
     return Tokens(np.asarray([*before, *ids], np.int32), np.asarray(supervised))
 
 
+def bare_tokens(answer: Answer, eos_id: int | None) -> Tokens:
+    """An answer alone, for models whose whole prompt is an image.
+
+    Args:
+      answer: what is learned.
+      eos_id: what ends it where the answer leaves that to the template.
+    """
+    end = eos_id if answer.end == TEMPLATE_END else answer.end
+    ids = [*answer.ids, *([] if end is None else [end])]
+    return Tokens(np.asarray(ids, np.int32), np.ones(len(ids), bool))
+
+
 def cut_tokens(tokens: Tokens, length: int, placeholder: int | None) -> Tokens:
     """At most `length` tokens.
 

@@ -75,18 +75,20 @@ class SourceSpec:
     """Names a source in a config. A field that the kind has no use for must stay unset.
 
     Attributes:
-        kind: "folder", "parquet", "webdataset", "coco", "tfds", or "auto" to tell from `path`.
+        kind: "folder", "parquet", "webdataset", "coco", "llava", "tfds", or "auto" to tell from
+            `path` ("llava" must be said).
         path: Folder or file; for "tfds" a prepared version folder, or the data_dir of `name`.
         name: tfds: registered name of the dataset.
         split: tfds: a split, slices allowed ("train[:10%]").
         manifest: folder: a JSONL file, or a JSON list, of the images to use and their captions.
-        images: folder with manifest, parquet, coco: the folder that image paths are relative to.
+        images: folder with manifest, parquet, coco, llava: the folder that image paths are
+            relative to.
         image_key: parquet, tfds: column or feature of the image; "a/b" goes into a dictionary.
         caption_key: parquet, tfds: column or feature of the caption.
         id_key: parquet, tfds: column or feature of the id; file and row where None.
         captions: coco: "all" (an example a caption) or "first" (an example an image).
         caption_suffix: folder: reads the caption from the text file beside the image (".txt").
-        follow_symlinks: folder: accept links that lead out of the folder.
+        follow_symlinks: folder, llava: accept links that lead out of the folder.
         cache_dir: webdataset: where the index goes; beside the tars where None.
     """
 
@@ -119,6 +121,7 @@ _KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "webdataset": ("core_jax.data.webdataset", "WebdatasetSource", ("path", "cache_dir")),
     "coco": ("core_jax.data.coco", "CocoSource", ("path", "images", "captions")),
+    "llava": ("core_jax.data.llava", "LlavaSource", ("path", "images", "follow_symlinks")),
     "tfds": (
         "core_jax.data.tfds_source",
         "TfdsSource",
