@@ -7,16 +7,32 @@ if TYPE_CHECKING:
     from massv_jax.drafter import Drafter
     from massv_jax.drafter_config import DrafterConfig
     from massv_jax.loading import load_drafter, make_drafter
+    from massv_jax.speculative.adaptive import AdaptiveGamma
+    from massv_jax.speculative.decoder import Answers, SpeculativeDecoder
+    from massv_jax.speculative.drafters import LookupDrafter
 
 # name -> module; imported when first used, so that commands which need none start fast.
 _EXPORTS = {
+    "AdaptiveGamma": "speculative.adaptive",
+    "Answers": "speculative.decoder",
     "Drafter": "drafter",
     "DrafterConfig": "drafter_config",
+    "LookupDrafter": "speculative.drafters",
+    "SpeculativeDecoder": "speculative.decoder",
     "load_drafter": "loading",
     "make_drafter": "loading",
 }
 
-__all__ = ["Drafter", "DrafterConfig", "load_drafter", "make_drafter"]
+__all__ = [
+    "AdaptiveGamma",
+    "Answers",
+    "Drafter",
+    "DrafterConfig",
+    "LookupDrafter",
+    "SpeculativeDecoder",
+    "load_drafter",
+    "make_drafter",
+]
 
 
 def __getattr__(name: str):
