@@ -2,7 +2,7 @@
 
 A row, T = data.max_length:
 
-    ids [T], valid [T], supervised [T]     the drafter's tokens and what of them is learned
+    tokens [T], valid [T], supervised [T]  the drafter's tokens and what of them is learned
     positions [3, T], slots [T]            Qwen2.5-VL: M-RoPE, and which image token stands where
     patches [S, C], patch_positions [S, 2], segments [S]      its images, packed
     leaders [U]                            of pooled squares
@@ -10,7 +10,7 @@ A row, T = data.max_length:
     images [...]                           what a prefix target's tower takes
 
 and, where the loss wants the target's opinion of a drafter with a prompt of its own, the target's
-`target_ids`, `target_valid`, `target_positions`, `target_slots`, and `source` [T], which of the
+`target_tokens`, `target_valid`, `target_positions`, `target_slots`, and `source` [T], which of the
 target's places each of the drafter's tokens has.
 """
 
@@ -202,13 +202,13 @@ class RowMaker:
     def _stored(self, whole: Tokens, row: Row, record: Any, num_turns: int) -> Row:
         """`top_ids`, `top_logprobs` [T, k] of the learned tokens, in their places."""
         turns = () if record is None else record.turns[:num_turns]
-        found = [np.asarray(t.top_ids, np.int32).reshape(len(t.top_ids), -1) for t in turns]
-        probs = [np.asarray(t.top_logprobs, np.float32).reshape(len(t.top_ids), -1) for t in turns]
-        if not found or any(f.shape[1] < self.top_k or not len(f) for f in found):
+        if not turns or any(not t.top_ids or len(t.top_ids[0]) < self.top_k for t in turns):
             raise UnusableDialogue(
                 f"fewer than loss.top_k={self.top_k} probabilities are stored with the answers; "
                 "distil with distill.store_top_k"
             )
+        found = [np.asarray(t.top_ids, np.int32) for t in turns]
+        probs = [np.asarray(t.top_logprobs, np.float32) for t in turns]
         ids = np.concatenate([f[:, : self.top_k] for f in found])
         if len(ids) != whole.supervised.sum():
             raise UnusableDialogue("an answer inside the conversation ended with another token")
@@ -216,7 +216,7 @@ class RowMaker:
         if not inside:
             raise UnusableDialogue("stored tokens have no row in the drafter's table")
         at = np.flatnonzero(row["supervised"])  # a cut example has only the first of them
-        top_ids = np.zeros((len(row["ids"]), self.top_k), np.int32)
+        top_ids = np.zeros((len(row["tokens"]), self.top_k), np.int32)
         top_logprobs = np.full(top_ids.shape, -np.log(2.0 * self.top_k), np.float32)
         top_ids[at] = ids[: len(at)]
         top_logprobs[at] = np.concatenate([p[:, : self.top_k] for p in probs])[: len(at)]
@@ -248,7 +248,7 @@ class RowMaker:
             row["leaders"] = own if packed is None else pooling_leaders(self.drafter, packed)[0]
         if self.with_target and self._has_own_prompt():
             row |= {
-                "target_ids": ids[0], "target_valid": valid[0], "source": view.source[0],
+                "target_tokens": ids[0], "target_valid": valid[0], "source": view.source[0],
                 "target_positions": places.positions[:, 0], "target_slots": places.image_slots[0],
             }  # fmt: skip
         return row
@@ -284,25 +284,28 @@ class RowMaker:
                 pixels[: len(images)] = self.processor.image_processor(images)
             row["pixels"] = pixels
         if self.with_target and self._has_own_prompt():
-            row |= {"target_ids": ids[0], "target_valid": valid[0], "source": view.source[0]}
+            row |= {"target_tokens": ids[0], "target_valid": valid[0], "source": view.source[0]}
         return row
 
     def _prefix_row(self, tokens: Tokens, images: Sequence[Image.Image]) -> Row:
         """The prefix takes the first Q places, as placeholders."""
         if len(images) != 1:
             raise UnusableDialogue(f"{len(images)} images; this target looks at one")
-        prefix = self.drafter.target.num_embeddings if self.drafter.kind == "prefix" else 0
+        seen = self.drafter.kind == "prefix"
+        # Text drafters begin with an end token, which separates documents in pretraining.
+        start = 0 if seen else self.processor.tokenizer.eos_token_id or 0
+        prefix = self.drafter.target.num_embeddings if seen else 1
         kept = cut_tokens(tokens, self.config.max_length - prefix, None)
-        ids = self._padded(np.concatenate([np.zeros(prefix, np.int32), kept.ids]), 0)
+        ids = self._padded(np.concatenate([np.full(prefix, start, np.int32), kept.ids]), 0)
         place = np.arange(len(ids), dtype=np.int32)
         row: Row = {
-            "ids": ids,
+            "tokens": ids,
             "valid": place < prefix + len(kept.ids),
             "supervised": self._padded(
                 np.concatenate([np.zeros(prefix, bool), kept.supervised]), False
             ),
         }
-        if prefix:
+        if seen:
             row["slots"] = np.where(place < prefix, place, -1).astype(np.int32)
             prepared = self.processor.prepare([""], [[images[0]]])
             row["images"] = np.asarray(prepared.images)[0]
@@ -318,7 +321,7 @@ class RowMaker:
                 f"{beyond.sum()} answer tokens have no row in the drafter's table of "
                 f"{self.drafter.vocab_size}"
             )
-        return {"ids": view.ids[0], "valid": view.valid[0], "supervised": learned}
+        return {"tokens": view.ids[0], "valid": view.valid[0], "supervised": learned}
 
     def _padded(self, values: np.ndarray, fill: Any) -> np.ndarray:
         out = np.full(self.config.max_length, fill, np.asarray(values).dtype)

@@ -21,10 +21,13 @@ are checked when it is loaded.
 
 ## Use
 ```python
-from massv_jax import SpeculativeDecoder
+from core_jax.decode.target import load_target
+from massv_jax import SpeculativeDecoder, load_drafter
 
-decoder = SpeculativeDecoder.from_pretrained("path/of/{target}", "this/directory")
-answers = decoder.generate([["photo.jpg"]], ["What is in the picture?"], max_new_tokens=256)
+target = load_target("path/of/{target}")
+decoder = SpeculativeDecoder(target, load_drafter("this/directory", "path/of/{target}"))
+answers = decoder.generate(["photo.jpg"], ["What is in the picture?"], max_new_tokens=256)
+print(answers.texts[0])
 ```
 """
 _STOCK = """

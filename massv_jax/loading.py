@@ -11,6 +11,7 @@ the hub's own files.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -76,9 +77,15 @@ def target_config(path: pathlib.Path) -> TargetConfig:
                 "Qwen2.5-VL, a Gemma 3 with images, or a model that reads an image as a prefix"
             )
         return config
+    return prefix_config(prefix_target(str(path)))
+
+
+@functools.lru_cache(maxsize=1)
+def prefix_target(path: str) -> Any:
+    """A target that reads an image as a prefix, loaded once (core_jax.decode.target.Target)."""
     from core_jax.decode.target import load_target
 
-    return prefix_config(load_target(path))
+    return load_target(path)
 
 
 def prefix_config(target: Any) -> PrefixConfig:

@@ -50,7 +50,7 @@ class Teacher:
         def own(name: str) -> Array:
             return batch.get(f"target_{name}", batch[name])
 
-        ids, valid = own("ids"), own("valid")
+        ids, valid = own("tokens"), own("valid")
         if isinstance(self.config, Gemma3Config):
             model = Gemma3ForConditionalGeneration(self.config, self.execution)
             found: Any = _gemma_hidden(model, params, ids, valid, features)
@@ -134,14 +134,14 @@ def drafter_hidden(
 ) -> Float[Array, "B T D"]:
     """The drafter's final states of a batch."""
     if features is None or not drafter.sees_images:
-        return drafter.hidden(params, batch["ids"], batch["valid"])
+        return drafter.hidden(params, batch["tokens"], batch["valid"])
     tokens = drafter.image_tokens(params, features, batch.get("leaders"))
     if drafter.config.kind == "gemma":
-        tokens = tokens.reshape(batch["ids"].shape[0], -1, tokens.shape[-1])
+        tokens = tokens.reshape(batch["tokens"].shape[0], -1, tokens.shape[-1])
     positions = batch.get("positions")
     positions = None if positions is None else jnp.moveaxis(positions, 1, 0)
     return drafter.hidden(
-        params, batch["ids"], batch["valid"], tokens, batch.get("slots"), positions
+        params, batch["tokens"], batch["valid"], tokens, batch.get("slots"), positions
     )
 
 
@@ -175,7 +175,9 @@ def make_loss(
             known = (_aligned(states, batch), teacher.head(frozen[TARGET]))
         elif config.teacher == "stored":
             known = (batch["top_ids"][:, 1:], batch["top_logprobs"][:, 1:])
-        terms = token_losses(hidden, drafter.head_table(params), batch["ids"][:, 1:], config, known)
+        terms = token_losses(
+            hidden, drafter.head_table(params), batch["tokens"][:, 1:], config, known
+        )
         return combine(terms, batch["supervised"][:, 1:] & batch["valid"][:, 1:], config)
 
     return loss

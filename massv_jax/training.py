@@ -29,7 +29,7 @@ from massv_jax.answers import AnswerSource
 from massv_jax.batches import RowMaker, check_supervision, policy_of
 from massv_jax.binding import Binding
 from massv_jax.experiment import Experiment
-from massv_jax.loading import DrafterParts, load_tower
+from massv_jax.loading import DrafterParts, load_tower, prefix_target
 from massv_jax.phase2 import TARGET, TOWER, Teacher
 from massv_jax.workdir import assemble, save_experiment
 
@@ -83,9 +83,7 @@ def load_frontend(experiment: Experiment, target_config: Any) -> Any:
     if isinstance(target_config, Gemma3Config):
         return Gemma3Processor.from_pretrained(path, target_config)
     if not isinstance(target_config, Qwen2_5_VLConfig):
-        from core_jax.decode.target import load_target
-
-        return load_target(path).frontend
+        return prefix_target(path).frontend
     processor = Qwen2_5_VLProcessor.from_pretrained(path, target_config)
     limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(data, k))}
     images = dataclasses.replace(processor.image_processor, **limits)
@@ -168,13 +166,13 @@ def frozen_networks(
     path, config = pathlib.Path(experiment.model.target), parts.drafter.config
     asks = experiment.loss.teacher == "target"
     if not isinstance(config.target, Gemma3Config | Qwen2_5_VLConfig):
-        from core_jax.decode.target import load_target
-
         if asks:
             raise ValueError("loss.teacher='target' goes with Qwen2.5-VL and Gemma 3 targets")
-        target = load_target(path, mesh=mesh)
-        encode = target.decoder.encode_images
-        return ({TOWER: target.params} if config.kind != "text" else {}), encode, None
+        if config.kind == "text":
+            return {}, None, None
+        target = prefix_target(str(path))
+        tower = {k: v for k, v in target.params.items() if k != "language_model"}
+        return {TOWER: tower}, target.decoder.encode_images, None
     extra: dict[str, Any] = {}
     if config.kind != "text" or asks:
         extra[TOWER] = load_tower(path, mesh=mesh)

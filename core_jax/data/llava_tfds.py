@@ -8,8 +8,8 @@
     )
     builder.download_and_prepare()
 
-Nothing is downloaded: the files are those of liuhaotian/LLaVA-Pretrain and of LLaVA-1.5's mix, whose
-images come from COCO, GQA, OCR-VQA, TextVQA and Visual Genome. What was prepared is read with
+Nothing is downloaded: the files are those of liuhaotian/LLaVA-Pretrain and of LLaVA-1.5's mix,
+whose images come from COCO, GQA, OCR-VQA, TextVQA and Visual Genome. What was prepared is read with
 `SourceSpec(kind="tfds", path="tfds/llava_mix665k/1.0.0", split="train")`; its examples are those of
 `LlavaSource`. Importing this module registers the builders.
 """
@@ -123,5 +123,5 @@ class LlavaMix665k(LlavaBuilder):
     """LLaVA-1.5's instruction mix: 665,298 conversations, some 40,000 of them without an image."""
 
     SUMMARY = (
-        "LLaVA-1.5's mix of visual instructions, and some 40,000 conversations without images."
+        "LLaVA-1.5's mix of visual instructions, with some 40,000 conversations of text."
     )

@@ -111,7 +111,7 @@ def qwen_lm_config(tied=True):
     return qwen2.Qwen2Config(
         vocab_size=QWEN_LM_ROWS, hidden_size=24, num_attention_heads=2, num_key_value_heads=1,
         num_hidden_layers=2, intermediate_size=36, rope_theta=1e4, tie_word_embeddings=tied,
-        max_position_embeddings=512, eos_token_id=2,
+        max_position_embeddings=512, bos_token_id=0, eos_token_id=2,
     )  # fmt: skip
 
 
