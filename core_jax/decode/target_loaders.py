@@ -63,8 +63,10 @@ def load_gemma3(path: Path, **options: Any) -> Target:
     """Gemma 3 with images. Options are `load_target`'s."""
     model, params = _load(path, **options)
     frontend = Gemma3Frontend(Gemma3Processor.from_pretrained(path, model.config))
-    config = model.config.text_config
-    return _target("gemma3", path, Gemma3Decoder(model), params, frontend, config)
+    return _target(
+        "gemma3", path, Gemma3Decoder(model), params, frontend, model.config.text_config,
+        model.config,
+    )  # fmt: skip
 
 
 def _at(path: Path) -> pathlib.Path:
@@ -90,8 +92,9 @@ def _target(
     params: Any,
     frontend: Frontend,
     text_config: Any,
+    *configs: Any,
 ) -> Target:
-    ends = end_ids(_at(path), text_config, frontend.tokenizer)
+    ends = end_ids(_at(path), *configs, text_config, frontend.tokenizer)
     return Target(
         model_type=model_type,
         decoder=decoder,

@@ -179,13 +179,11 @@ def as_drafter(drafter: Any, target: Target) -> Drafter | None:
       BindingError: its tokenizer is not the target's.
       TypeError: it is nothing of the kind.
     """
-    from massv_jax.loading import DrafterParts
-
     if drafter is None:
         return None
     if isinstance(drafter, Target):
         made = _of_model(drafter, target)
-    elif isinstance(drafter, DrafterParts):
+    elif all(hasattr(drafter, name) for name in ("drafter", "params", "companions")):
         made = _of_parts(drafter)
     elif hasattr(drafter, "proposer") and hasattr(drafter, "prepare"):
         made = drafter
