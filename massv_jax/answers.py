@@ -11,10 +11,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from core_jax.config import to_dataclass
 from core_jax.data.llava import Turn
 from core_jax.data.llava_tokens import Answer
-from core_jax.data.sources import Example, SourceError, checked_relative, list_files, read_jsonl
+from core_jax.data.sources import Example, SourceError, checked_relative, list_files
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -116,17 +115,35 @@ class AnswerRecord:
         )
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], where: str = "record") -> "AnswerRecord":
+    def from_json(cls, content: Mapping[str, Any]) -> "AnswerRecord":
         """Reads a line's content.
 
         Raises:
-          ConfigError: a field is unknown, missing or of another type.
+          ValueError: a field is unknown, missing, or not what it should be.
         """
-        return to_dataclass(cls, content, path=where)
+        turns = tuple(_from(AnsweredTurn, turn) for turn in content.get("turns", ()))
+        sampling = _from(SamplingRecord, content.get("sampling", {}))
+        return _from(cls, {**content, "turns": turns, "sampling": sampling})
+
+
+def _from(cls: Any, content: Mapping[str, Any]) -> Any:
+    """A dataclass of a JSON object, lists as tuples (there are millions: no type by type check)."""
+    try:
+        return cls(**{k: _tuples(v) for k, v in content.items()})
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__}: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return tuple(map(_tuples, value)) if value and isinstance(value[0], list) else tuple(value)
 
 
 class AnswerSource:
     """The records of a folder, as examples whose `extras["record"]` is an `AnswerRecord`.
+
+    Only places and image names are held in memory; a record is read when it is asked for.
 
     Args:
       path: the folder, or one file.
@@ -139,20 +156,35 @@ class AnswerSource:
 
     def __init__(self, path: str | pathlib.Path, *, images: str, target: str | None = None):
         self.root = pathlib.Path(images)
-        self._records: list[AnswerRecord] = []
-        for file in list_files(pathlib.Path(path), ".jsonl"):
-            for number, content in read_jsonl(file):
-                self._records.append(_read(content, f"{file}:{number}", self.root, target))
-        if not self._records:
+        self._files = list_files(pathlib.Path(path), ".jsonl")
+        self._places: list[tuple[int, int]] = []  # file, byte
+        self._names: list[tuple[str, ...]] = []
+        for number, file in enumerate(self._files):
+            start = 0
+            with file.open("rb") as lines:
+                for line_number, line in enumerate(lines, 1):
+                    if line.strip():
+                        where = f"{file}:{line_number}"
+                        self._places.append((number, start))
+                        self._names.append(_checked_names(line, where, self.root, target))
+                    start += len(line)
+        if not self._places:
             raise SourceError(f"{path} has no answers; run python -m massv_jax.distill first")
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        record = self._records[index]
+        number, start = self._places[index]
+        with self._files[number].open("rb") as lines:
+            lines.seek(start)
+            content = json.loads(lines.readline())
+        try:
+            record = AnswerRecord.from_json(content)
+        except ValueError as error:
+            raise SourceError(f"{self._files[number]}, byte {start}: {error}") from error
         image = self.root / record.images[0] if record.images else None
         extras = {
             "record": record, "image_names": list(record.images), "image_root": str(self.root),
@@ -161,23 +193,24 @@ class AnswerSource:
 
     def image_names(self, index: int) -> Sequence[str]:
         """The images of a record."""
-        return self._records[index].images
+        return self._names[index]
 
 
-def _read(content: Any, where: str, root: pathlib.Path, target: str | None) -> AnswerRecord:
-    if content.get("format") != FORMAT:
-        raise SourceError(f"{where}: format {content.get('format')}, this version reads {FORMAT}")
+def _checked_names(
+    line: bytes, where: str, root: pathlib.Path, target: str | None
+) -> tuple[str, ...]:
     try:
-        record = AnswerRecord.from_json(content, where)
+        content = json.loads(line)
     except ValueError as error:
-        raise SourceError(f"{where}: {error}") from error
-    if not record.turns:
+        raise SourceError(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else content
+        raise SourceError(f"{where}: format {found!r:.20}, this version reads {FORMAT}")
+    if not content.get("turns"):
         raise SourceError(f"{where}: a record has at least one turn")
-    if target is not None and record.target != target:
+    if target is not None and content.get("target") != target:
         raise SourceError(
-            f"{where}: answered by the target {record.target[:12]}..., and the drafter is made for "
-            f"{target[:12]}...; distil again with this target"
+            f"{where}: answered by the target {str(content.get('target'))[:12]}..., and the "
+            f"drafter is made for {target[:12]}...; distil again with this target"
         )
-    for name in record.images:
-        checked_relative(name, root, where)
-    return record
+    return tuple(checked_relative(name, root, where) for name in content.get("images", ()))

@@ -4,7 +4,7 @@ A row, T = data.max_length:
 
     tokens [T], valid [T], supervised [T]  the drafter's tokens and what of them is learned
     positions [3, T], slots [T]            Qwen2.5-VL: M-RoPE, and which image token stands where
-    patches [S, C], patch_positions [S, 2], segments [S]      its images, packed
+    patches [S, C], patch_positions [S, 2], segments [S]      its images, packed; one frame each
     leaders [U]                            of pooled squares
     pixels [I, h, w, 3]                    Gemma 3's images
     images [...]                           what a prefix target's tower takes
@@ -20,6 +20,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -82,6 +83,8 @@ class RowMaker:
       processor: the target's; for a prefix target its frontend (core_jax.decode.target).
       with_target: also what the target needs to be asked for its probabilities.
       top_k: stored probabilities of the answers; 0 leaves them out.
+      image_dtype: of patches and pixels; what the tower computes in loses nothing, and a batch of
+        large images in float32 takes gigabytes of the host.
       log: what was mended and refused.
     """
 
@@ -90,6 +93,7 @@ class RowMaker:
     processor: Any
     with_target: bool = False
     top_k: int = 0
+    image_dtype: str = "float32"
     log: RowLog = dataclasses.field(default_factory=RowLog)
 
     def transform(self) -> WithoutImage:
@@ -259,14 +263,17 @@ class RowMaker:
     def _patches(self, packed: Any) -> Row:
         vision = self.processor.config.vision_config
         slots = self.config.image_windows * vision.window_patches
+        kind = jnp.dtype(self.image_dtype)
         if packed is None:
+            values = vision.patch_values // vision.temporal_patch_size
             return {
-                "patches": np.zeros((slots, vision.patch_values), np.float32),
+                "patches": np.zeros((slots, values), kind),
                 "patch_positions": np.zeros((slots, 2), np.int32),
                 "segments": np.zeros((slots,), np.int32),
             }
         b = packed.batch
-        return {"patches": b.patches[0], "patch_positions": b.positions[0],
+        patches = one_frame(b.patches[0], vision).astype(kind)
+        return {"patches": patches, "patch_positions": b.positions[0],
                 "segments": b.segments[0]}  # fmt: skip
 
     def _gemma_row(self, tokens: Tokens, images: Sequence[Any]) -> Row:
@@ -282,7 +289,7 @@ class RowMaker:
             pixels = np.zeros((most, side, side, 3), np.float32)
             if images:
                 pixels[: len(images)] = self.processor.image_processor(images)
-            row["pixels"] = pixels
+            row["pixels"] = pixels.astype(jnp.dtype(self.image_dtype))
         if self.with_target and self._has_own_prompt():
             row |= {"target_tokens": ids[0], "target_valid": valid[0], "source": view.source[0]}
         return row
@@ -327,6 +334,12 @@ class RowMaker:
         out = np.full(self.config.max_length, fill, np.asarray(values).dtype)
         out[: len(values)] = values
         return out
+
+
+def one_frame(patches: np.ndarray, vision: Any) -> np.ndarray:
+    """Patches [S, c * frames * h * w] of still images with one of their equal frames."""
+    S, frames = len(patches), vision.temporal_patch_size
+    return patches.reshape(S, vision.in_channels, frames, -1)[:, :, 0].reshape(S, -1)
 
 
 def policy_of(config: DataConfig) -> DataPolicy:

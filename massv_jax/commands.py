@@ -95,10 +95,12 @@ def user_errors() -> tuple[type[BaseException], ...]:
     from core_jax.models.auto import UnknownModelError
     from core_jax.train.errors import NonFiniteError, ResumeError
     from massv_jax.binding import BindingError
+    from massv_jax.drafter_config import DrafterError
     from massv_jax.exporting import ExportError
     from massv_jax.workdir import WorkdirError
 
     return (
         WeightsError, CheckpointFormatError, UnknownModelError, SourceError, TooManyBadExamples,
-        NonFiniteError, ResumeError, BindingError, ExportError, WorkdirError, FileNotFoundError,
+        NonFiniteError, ResumeError, BindingError, DrafterError, ExportError, WorkdirError,
+        ConfigError, FileNotFoundError,
     )  # fmt: skip

@@ -14,6 +14,10 @@ TargetConfig = Any  # Qwen2_5_VLConfig | Gemma3Config | PrefixConfig
 TextConfig = Any  # Qwen2_5_VLTextConfig | Gemma3TextConfig | Qwen2Config
 
 
+class DrafterError(ValueError):
+    """A drafter of this form cannot be; the message says what would."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrefixConfig:
     """A target that reads an image as a prefix of embeddings, as VLV's captioner does.
@@ -50,24 +54,24 @@ class DrafterConfig:
 
     def __post_init__(self):
         if self.kind not in get_args(Kind):
-            raise ValueError(f"drafter kind {self.kind!r} is not one of {get_args(Kind)}")
+            raise DrafterError(f"drafter kind {self.kind!r} is not one of {get_args(Kind)}")
         if self.pooling not in (1, 2, 4):
-            raise ValueError(f"pooling is {self.pooling}; it must be 1, 2 or 4")
+            raise DrafterError(f"pooling is {self.pooling}; it must be 1, 2 or 4")
         if self.kind in ("prefix", "text") and self.pooling != 1:
-            raise ValueError(f"a {self.kind!r} drafter has no grid of image tokens to pool")
+            raise DrafterError(f"a {self.kind!r} drafter has no grid of image tokens to pool")
         wanted = _NEEDS.get(self.kind)
         if wanted is not None and not isinstance(self.target, wanted[0]):
-            raise ValueError(
+            raise DrafterError(
                 f"a {self.kind!r} drafter goes with a target of {wanted[0].__name__}, not of "
                 f"{type(self.target).__name__}; kinds for it: {kinds_for(self.target)}"
             )
         if wanted is not None and not isinstance(self.text, wanted[1]):
-            raise ValueError(
+            raise DrafterError(
                 f"a {self.kind!r} drafter needs a language model of {wanted[1].__name__}, not of "
                 f"{type(self.text).__name__}; targets and drafters must be of one family"
             )
         if self.kind == "gemma" and self.target.tokens_per_side % self.pooling:
-            raise ValueError(
+            raise DrafterError(
                 f"pooling {self.pooling} does not divide the {self.target.tokens_per_side} x "
                 f"{self.target.tokens_per_side} image tokens"
             )
@@ -137,7 +141,7 @@ class DrafterConfig:
           pooling: see the class.
 
         Raises:
-          ValueError: the two do not go together.
+          DrafterError: the two do not go together.
         """
         kind = kinds_for(target)[0] if kind is None else kind
         text = language_model
@@ -156,7 +160,7 @@ def kinds_for(target: TargetConfig) -> tuple[Kind, ...]:
         return ("gemma", "text")
     if isinstance(target, PrefixConfig):
         return ("prefix", "text")
-    raise ValueError(
+    raise DrafterError(
         f"{type(target).__name__} is no target: targets are Qwen2.5-VL, Gemma 3 with images, and "
         "models that read images as a prefix"
     )

@@ -32,7 +32,13 @@ from core_jax.partition import flatten, unflatten
 from massv_jax.binding import TOWERS, Binding, BindingError, bind, check_vocabularies
 from massv_jax.companions import copy_companions, load_tokenizer
 from massv_jax.drafter import LANGUAGE_MODEL, PROJECTOR, Drafter
-from massv_jax.drafter_config import DrafterConfig, Kind, PrefixConfig, TargetConfig
+from massv_jax.drafter_config import (
+    DrafterConfig,
+    DrafterError,
+    Kind,
+    PrefixConfig,
+    TargetConfig,
+)
 from massv_jax.projector import copy_merger, init_projector
 
 CONFIG_FILE = "massv_config.json"
@@ -66,13 +72,13 @@ def target_config(path: pathlib.Path) -> TargetConfig:
 
     Raises:
       FileNotFoundError: there is no configuration.
-      ValueError: its model reads no images in a way that drafters know.
+      DrafterError: its model reads no images in a way that drafters know.
     """
     path = pathlib.Path(path)
     if (path / "config.json").is_file():
         config = load_config(path)[1]
         if not isinstance(config, Qwen2_5_VLConfig | Gemma3Config):
-            raise ValueError(
+            raise DrafterError(
                 f"{path} holds {type(config).__name__}, which sees no images; a target is a "
                 "Qwen2.5-VL, a Gemma 3 with images, or a model that reads an image as a prefix"
             )
@@ -143,7 +149,7 @@ def make_drafter(
 
     Raises:
       BindingError: the language model has another tokenizer.
-      ValueError: the two do not go together.
+      DrafterError: the two do not go together.
     """
     target_dir, lm_dir = pathlib.Path(target_dir), pathlib.Path(lm_dir)
     config = DrafterConfig.for_pair(

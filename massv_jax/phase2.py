@@ -48,7 +48,8 @@ class Teacher:
         """States of the target's own prompt, which the batch names `target_*` where it differs."""
 
         def own(name: str) -> Array:
-            return batch.get(f"target_{name}", batch[name])
+            named = f"target_{name}"
+            return batch[named if named in batch else name]
 
         ids, valid = own("tokens"), own("valid")
         if isinstance(self.config, Gemma3Config):
@@ -100,7 +101,8 @@ def batch_features(drafter: Drafter, tower: Any, batch: Batch, encode: Any = Non
       encode: (parameters, images) -> features, of a target with a tower of its own ("prefix").
     """
     if "patches" in batch:
-        args = (batch["patches"], batch["patch_positions"], batch["segments"])
+        patches = repeat_frames(batch["patches"], drafter.config.target.vision_config)
+        args = (patches, batch["patch_positions"], batch["segments"])
         return _as_seeing(drafter).features(tower, *args)
     if "pixels" in batch:
         pixels = batch["pixels"]
@@ -109,6 +111,14 @@ def batch_features(drafter: Drafter, tower: Any, batch: Batch, encode: Any = Non
     if "images" in batch:
         return jax.lax.stop_gradient(encode(tower, batch["images"]))
     return None
+
+
+def repeat_frames(patches: Float[Array, "B S c"], vision: Any) -> Float[Array, "B S C"]:
+    """Patches of still images as the tower takes them, from one frame (massv_jax.batches)."""
+    B, S, _ = patches.shape
+    one = patches.reshape(B, S, vision.in_channels, 1, -1)
+    shape = (B, S, vision.in_channels, vision.temporal_patch_size, one.shape[-1])
+    return jnp.broadcast_to(one, shape).reshape(B, S, -1)
 
 
 def _as_seeing(drafter: Drafter) -> Drafter:

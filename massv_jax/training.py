@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from core_jax.config import ConfigError
 from core_jax.data.gemma3_processor import Gemma3Processor
 from core_jax.data.llava_exclude import read_exclusions, without_images
 from core_jax.data.pipeline import make_batches
@@ -38,7 +39,7 @@ def trainable_patterns(experiment: Experiment, kind: str) -> tuple[str, ...]:
     """Which parameters are trained.
 
     Raises:
-      ValueError: the experiment trains nothing.
+      ConfigError: the experiment trains nothing.
     """
     if experiment.trainable:
         return experiment.trainable
@@ -46,7 +47,7 @@ def trainable_patterns(experiment: Experiment, kind: str) -> tuple[str, ...]:
         return phase1.TRAINABLE
     if experiment.task == "phase2":
         return phase2.TRAINABLE_TEXT if kind == "text" else phase2.TRAINABLE
-    raise ValueError(
+    raise ConfigError(
         f"a config of the task {experiment.task!r} trains nothing; use massv_phase1 or massv_phase2"
     )
 
@@ -74,6 +75,7 @@ def make_rows(experiment: Experiment, parts: DrafterParts, processor: Any) -> Ro
         parts.drafter.config, experiment.data, processor,
         with_target=loss.teacher == "target",
         top_k=loss.top_k if loss.teacher == "stored" else 0,
+        image_dtype=experiment.model.frozen_dtype,
     )  # fmt: skip
 
 
@@ -83,7 +85,7 @@ def load_frontend(experiment: Experiment, target_config: Any) -> Any:
     if isinstance(target_config, Gemma3Config):
         return Gemma3Processor.from_pretrained(path, target_config)
     if not isinstance(target_config, Qwen2_5_VLConfig):
-        return prefix_target(path).frontend
+        return prefix_target(str(pathlib.Path(path))).frontend
     processor = Qwen2_5_VLProcessor.from_pretrained(path, target_config)
     limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(data, k))}
     images = dataclasses.replace(processor.image_processor, **limits)
@@ -139,10 +141,13 @@ def build_job(experiment: Experiment) -> Job:
     place = functools.partial(fsdp_by_size, mesh=mesh, axis=_fsdp_axis(mesh))
     frozen_shardings = place(frozen)
     frozen = jax.device_put(frozen, frozen_shardings)
+    # What a checkpoint gave lies on one device.
+    shardings_of_trained = place(trainable)
+    trainable = jax.device_put(trainable, shardings_of_trained)
     schedule = make_schedule(experiment.optimizer)
     optimizer = make_optimizer(experiment.optimizer, schedule)
     state, shardings = create_state(
-        trainable, optimizer, param_shardings=place(trainable), mesh=mesh,
+        trainable, optimizer, param_shardings=shardings_of_trained, mesh=mesh,
         ema=experiment.run.ema_decay is not None,
     )  # fmt: skip
     loss = phase2.make_loss(parts.drafter, experiment.loss, teacher=teacher, encode=encode)
@@ -167,7 +172,7 @@ def frozen_networks(
     asks = experiment.loss.teacher == "target"
     if not isinstance(config.target, Gemma3Config | Qwen2_5_VLConfig):
         if asks:
-            raise ValueError("loss.teacher='target' goes with Qwen2.5-VL and Gemma 3 targets")
+            raise ConfigError("loss.teacher='target' goes with Qwen2.5-VL and Gemma 3 targets")
         if config.kind == "text":
             return {}, None, None
         target = prefix_target(str(path))

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from core_jax.config import to_dataclass
 from core_jax.partition import flatten, unflatten
 from core_jax.train.checkpoint import load_params
@@ -124,7 +126,7 @@ def trained_params(path: pathlib.Path) -> dict[str, Any]:
 
 
 def overlay(parts: DrafterParts, source: Mapping[str, Any], *, where: str) -> DrafterParts:
-    """The drafter with the leaves of `source` put in.
+    """The drafter with the leaves of `source` put in, in their type and where the old ones lay.
 
     Raises:
       WorkdirError: `source` has leaves that the drafter lacks, or of another shape; all are named.
@@ -138,7 +140,8 @@ def overlay(parts: DrafterParts, source: Mapping[str, Any], *, where: str) -> Dr
     ]
     if problems:
         raise WorkdirError(f"{where} does not fit the config:\n  " + "\n  ".join(problems))
-    params = unflatten({**flat, **new})
+    placed = {n: jax.device_put(x, flat[n].sharding) for n, x in new.items()}
+    params = unflatten({**flat, **placed})
     params.setdefault("projector", {})
     return dataclasses.replace(parts, params=params)
 

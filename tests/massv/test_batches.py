@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,7 +18,7 @@ from core_jax.data.qwen2_5_vl_processor import Qwen2_5_VLProcessor
 from core_jax.data.sources import Example, SourceError
 from massv_jax.answers import AnsweredTurn, AnswerRecord, AnswerSource, SamplingRecord
 from massv_jax.batches import RowMaker, check_supervision, policy_of
-from massv_jax.drafter_config import DrafterConfig
+from massv_jax.drafter_config import DrafterConfig, PrefixConfig
 from massv_jax.experiment import DataConfig
 from tests.massv import tiny_pairs
 
@@ -81,6 +83,9 @@ def test_qwen_rows_learn_answers_and_their_ends(qwen, folder):
     after = np.flatnonzero(row["slots"] >= 0)[-1] + 1
     assert (row["positions"][:, after] == row["positions"][:, after][0]).all()
     assert row["positions"][0, after] < after
+    assert row["patches"].shape == (20 * 16, 3 * 4 * 4)  # one of two equal frames
+    half = dataclasses.replace(qwen, image_dtype="bfloat16").row(source[0])["patches"]
+    assert half.dtype == jnp.bfloat16
     text = qwen.row(source[1])
     assert not text["segments"].any()
     assert (text["slots"] < 0).all()
@@ -190,9 +195,16 @@ def test_answers_come_back_as_they_were_written(qwen, folder, tmp_path):
         rows.row(source[1])
     with pytest.raises(SourceError, match="answered by"):
         AnswerSource(tmp_path, images=str(folder), target="u" * 64)
-    (tmp_path / "answers-1.jsonl").write_text('{"format": 2}\n')
-    with pytest.raises(SourceError, match="format 2"):
-        AnswerSource(tmp_path, images=str(folder))
+    for text, words in (
+        ('{"format": 2}', "format 2"), ("{", "not valid JSON"), ('{"format": 1}', "one turn"),
+        (records[0].to_json().replace("0.png", "../0.png"), "leads out"),
+    ):  # fmt: skip
+        (tmp_path / "answers-1.jsonl").write_text(text + "\n")
+        with pytest.raises(SourceError, match=words):
+            AnswerSource(tmp_path, images=str(folder))
+    (tmp_path / "answers-1.jsonl").write_text(records[0].to_json().replace("seed", "sead"))
+    with pytest.raises(SourceError, match="sead"):
+        AnswerSource(tmp_path, images=str(folder))[2]
 
 
 def test_answers_that_the_drafter_cannot_say_are_refused(qwen, folder):
@@ -219,3 +231,41 @@ def test_batches_replace_what_they_refuse(qwen, folder):
     with pytest.raises(ValueError, match="no token"):
         check_supervision({"supervised": np.zeros((2, 9), bool)}, qwen.log)
     assert TooManyBadExamples  # what a stricter policy raises
+
+
+class Frontend:
+    """A target that reads an image as a prefix of embeddings."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def prepare(self, texts, images):
+        assert texts == [""]
+        assert len(images[0]) == 1
+        return types.SimpleNamespace(images=np.full((1, 4, 4, 3), 7, np.uint8))
+
+
+def test_rows_behind_a_prefix(qwen, folder):
+    """The prefix has no tokens; a text drafter begins with an end token instead."""
+    tokenizer = qwen.processor.tokenizer
+    target = PrefixConfig(num_embeddings=6, embed_dim=9, vocab_size=320)
+    config = DrafterConfig.for_pair(target, tiny_pairs.qwen_lm_config())
+    rows = RowMaker(config, dataclasses.replace(CONFIG, max_length=40), Frontend(tokenizer))
+    example = Example("x", folder / "0.png", "a red circle")
+    row = rows.row(example)
+    assert row["slots"].tolist() == [*range(6), *[-1] * 34]
+    assert learned(rows, row) == "a red circle<|im_end|>"
+    assert np.flatnonzero(row["supervised"])[0] == 6
+    assert row["images"].shape == (4, 4, 3)
+    cut = record(tokenizer, finish="length")
+    assert learned(rows, rows.row(Example("x", folder / "0.png", "", {"record": cut}))) == (
+        "a red circle"
+    )
+    text = dataclasses.replace(rows, drafter=DrafterConfig.for_pair(
+        target, tiny_pairs.qwen_lm_config(), kind="text"))  # fmt: skip
+    row = text.row(example)
+    assert row["tokens"][0] == tokenizer.eos_token_id
+    assert learned(rows, row) == "a red circle<|im_end|>"
+    assert set(row) == {"tokens", "valid", "supervised"}
+    with pytest.raises(BadImage):
+        rows.row(Example("x", None, "a red circle"))
