@@ -28,7 +28,7 @@ from core_jax.train.step import jit_train_step, make_train_step
 from massv_jax import phase1, phase2
 from massv_jax.answers import AnswerSource
 from massv_jax.batches import RowMaker, check_supervision, policy_of
-from massv_jax.binding import Binding
+from massv_jax.binding import Binding, weight_hashes
 from massv_jax.experiment import Experiment
 from massv_jax.loading import DrafterParts, load_tower, prefix_target
 from massv_jax.phase2 import TARGET, TOWER, Teacher
@@ -231,7 +231,10 @@ def make_record(experiment: Experiment, binding: Binding) -> RunRecord:
     return RunRecord(
         fingerprint=fixed,
         data_seed=experiment.run.seed,
-        frozen_hashes={"target": binding.weights},
+        frozen_hashes={
+            "target": binding.weights,
+            "language_model": weight_hashes(pathlib.Path(experiment.model.language_model))[0],
+        },
         init_from=experiment.run.init_from or None,
         config=config,
     )
