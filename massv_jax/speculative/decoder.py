@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -203,6 +203,19 @@ class SpeculativeDecoder:
         texts = self._texts(rows, chat)
         return self._start(options, texts, [images for images, _ in rows], seeds, seed, size)
 
+    def check(self, images: Images, prompts: Sequence[Prompt], options: Mapping[str, Any]) -> None:
+        """Raises what `generate` would raise before it runs anything; compiles nothing.
+
+        Args:
+          images: see `generate`.
+          prompts: see `generate`.
+          options: keyword arguments of `generate`.
+        """
+        rows = self._rows(images, prompts)
+        texts = self._texts(rows, options.get("chat", True))
+        lengths = self._lengths(options.get("max_new_tokens", 128))
+        self.target.frontend.prepare(texts, [images for images, _ in rows], lengths=lengths)
+
     def stream(
         self,
         images: Images,
@@ -252,6 +265,17 @@ class SpeculativeDecoder:
         except ValueError as error:
             raise RequestError(str(error)) from error
 
+    def _lengths(self, max_new_tokens: int) -> list[int]:
+        longest = self.target.max_positions - max_new_tokens
+        lengths = [n for n in self.prompt_lengths if n <= longest]
+        if not lengths:
+            raise RequestError(
+                f"{max_new_tokens} new tokens leave no room for a prompt: the model has "
+                f"{self.target.max_positions} positions, and prompts are padded to "
+                f"{min(self.prompt_lengths)} or more (prompt_lengths)"
+            )
+        return lengths
+
     def _start(
         self,
         options: DecodeOptions,
@@ -264,14 +288,7 @@ class SpeculativeDecoder:
         target, drafter = self.target, self.drafter
         fill = size - len(texts)  # rows that repeat the last prompt and get no token
         texts, images = [*texts, *[texts[-1]] * fill], [*images, *[images[-1]] * fill]
-        longest = target.max_positions - options.max_new_tokens
-        lengths = [n for n in self.prompt_lengths if n <= longest]
-        if not lengths:
-            raise RequestError(
-                f"{options.max_new_tokens} new tokens leave no room for a prompt: the model has "
-                f"{target.max_positions} positions, and prompts are padded to "
-                f"{min(self.prompt_lengths)} or more (prompt_lengths)"
-            )
+        lengths = self._lengths(options.max_new_tokens)
         inputs = target.frontend.prepare(texts, images, lengths=lengths)
         draft_prompt = None if drafter is None else drafter.prepare(inputs, target, lengths)
         limits = np.full(size, options.max_new_tokens, np.int32)

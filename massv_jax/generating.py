@@ -1,0 +1,310 @@
+"""Answers to a JSONL file of prompts, in another one, with stops and restarts in between.
+
+A line of the input is {"id", "prompt" or "messages", "image" or "images"}; images are paths,
+relative to the file. A line of the output has the id and either the answer or an "error". Each
+row's draws are keyed by its id, so with a fixed gamma an answer depends neither on the rows that
+share its batch nor on where the job was stopped.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from core_jax.data.images import BadImage, ImageLimits
+from core_jax.decode.frontends import open_image
+from core_jax.decode.target import Target, load_target
+from massv_jax.speculative.adaptive import GammaPolicy
+from massv_jax.speculative.counts import Statistics
+from massv_jax.speculative.decoder import PROMPT_LENGTHS, Answers, SpeculativeDecoder
+from massv_jax.speculative.drafters import LookupDrafter
+
+
+class JobError(ValueError):
+    """The job's files are not what they should be."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateJob:
+    """What to answer, and where answers go.
+
+    Attributes:
+      input: JSONL.
+      output: JSONL; what is there already is kept and not done again. Beside it
+        `<output>.windows.jsonl` gets, for each batch, ids, seconds and the windows that were
+        chosen.
+      image_root: images are relative to it; the input's folder if None.
+      batch_size: rows of a call; the last one is filled up.
+      options: of `SpeculativeDecoder.generate`.
+      limits: what an acceptable image is.
+      process_index, process_count: this process's share.
+    """
+
+    input: pathlib.Path
+    output: pathlib.Path
+    image_root: pathlib.Path | None = None
+    batch_size: int = 1
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    limits: ImageLimits = ImageLimits()
+    process_index: int = 0
+    process_count: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    id: str
+    prompt: Any
+    images: list[Any]
+
+
+def open_drafter_named(
+    name: str, *, target_dir: str, language_model: str = "", **options: Any
+) -> Any:
+    """What `SpeculativeDecoder` takes as a drafter, of what a user calls it.
+
+    Args:
+      name: "" or "none" for plain decoding, "lookup" for prompt lookup, "text" for the language
+        model without images; or a directory: a drafter, a working directory of
+        massv_jax.train, or any model of the target's family.
+      target_dir: the target's directory.
+      language_model: what "text" stands for.
+      **options: of `load_target`.
+
+    Raises:
+      JobError: "text" without a language model.
+      BindingError: the drafter was made for another target.
+    """
+    if name in ("", "none"):
+        return None
+    if name == "lookup":
+        return LookupDrafter()
+    if name == "text":
+        if not language_model:
+            raise JobError(
+                "drafter 'text' needs model.language_model, a language model's directory"
+            )
+        return load_target(language_model, **options)
+    from massv_jax.workdir import EXPERIMENT_FILE, is_drafter, open_drafter
+
+    path = pathlib.Path(name).expanduser()
+    if is_drafter(path) or (path / EXPERIMENT_FILE).is_file():
+        return open_drafter(path, target_dir, **options)
+    return load_target(path, **options)
+
+
+def generate_answers(decoder: SpeculativeDecoder, job: GenerateJob) -> Statistics | None:
+    """Answers every prompt that has no answer yet.
+
+    Returns:
+      What this call's rounds did; None if there was nothing to do.
+
+    Raises:
+      JobError: the input or an existing output is not what it should be.
+    """
+    decoder = dataclasses.replace(decoder, batch_size=job.batch_size)
+    rows = list(read_rows(job))[job.process_index :: job.process_count]
+    output = shard_path(job.output, job.process_index, job.process_count)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    done = read_done(output)
+    todo = [row for row in rows if row.id not in done]
+    had = f", {len(rows) - len(todo)} of them are in {output} already" if done else ""
+    print(f"{len(rows)} prompts{had}", flush=True)
+    parts, began, count, shown = [], time.perf_counter(), 0, 0.0
+    windows = output.with_name(output.name + ".windows.jsonl")
+    with output.open("a", encoding="utf-8") as out, windows.open("a", encoding="utf-8") as log:
+        for first in range(0, len(todo), job.batch_size):
+            batch = todo[first : first + job.batch_size]
+            start = time.perf_counter()
+            records, answers = _answer(decoder, job, batch)
+            out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+            out.flush()  # what was computed survives a kill
+            count += len(batch)
+            if answers is not None:
+                parts.append(answers.statistics)
+                line = {"ids": [r["id"] for r in records if "error" not in r],
+                        "seconds": round(time.perf_counter() - start, 4),
+                        "windows": answers.choices}  # fmt: skip
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+            now = time.perf_counter() - began
+            if now - shown > 10 or count == len(todo):
+                shown = now
+                left = (len(todo) - count) * now / count
+                print(f"{count}/{len(todo)}  {count / now:.2f} prompts/s  {left:.0f} s left",
+                      flush=True)  # fmt: skip
+    return Statistics.concatenate(parts) if parts else None
+
+
+def _answer(
+    decoder: SpeculativeDecoder, job: GenerateJob, batch: Sequence[_Row]
+) -> tuple[list[dict[str, Any]], Answers | None]:
+    """Records in the rows' order, and the answers of those that could be answered."""
+    errors: dict[str, str] = {}
+    images: dict[str, list[Any]] = {}
+    for row in batch:
+        try:
+            images[row.id] = [open_image(image, job.limits) for image in row.images]
+        except BadImage as error:
+            errors[row.id] = f"image: {error.reason}"
+
+    def generate(rows: Sequence[_Row]) -> Answers | None:
+        if not rows:
+            return None
+        return decoder.generate(
+            [images[row.id] for row in rows], [row.prompt for row in rows],
+            row_seeds=[row_seed(row.id) for row in rows], **job.options,
+        )  # fmt: skip
+
+    good = [row for row in batch if row.id not in errors]
+    try:
+        answers = generate(good)
+    except ValueError:  # of one row or more; it is found before anything is computed
+        for row in good:
+            try:
+                decoder.check([images[row.id]], [row.prompt], job.options)
+            except ValueError as error:
+                errors[row.id] = str(error)
+        if all(row.id not in errors for row in good):
+            raise
+        good = [row for row in good if row.id not in errors]
+        answers = generate(good)
+    place = {row.id: i for i, row in enumerate(good)}
+    return [
+        {"id": row.id, "error": errors[row.id]} if row.id in errors
+        else {"id": row.id, **_record(answers, place[row.id])}
+        for row in batch
+    ], answers  # fmt: skip
+
+
+def _record(answers: Answers | None, i: int) -> dict[str, Any]:
+    assert answers is not None
+    s = answers.statistics
+    return {
+        "text": answers.texts[i],
+        "num_tokens": int(answers.lengths[i]),
+        "finished": bool(answers.finished[i]),
+        "rounds": int(s.rounds[i]),
+        "accepted": s.accepted[i].tolist(),
+        "judged": s.judged[i].tolist(),
+    }
+
+
+def row_seed(row_id: str) -> int:
+    """A stable number for an id."""
+    return zlib.crc32(row_id.encode())
+
+
+def read_rows(job: GenerateJob) -> Iterator[_Row]:
+    """The input's rows, paths of images made absolute.
+
+    Raises:
+      JobError: a line is no prompt, or two have one id.
+    """
+    root = job.input.parent if job.image_root is None else job.image_root
+    seen: set[str] = set()
+    if not job.input.is_file():
+        raise JobError(f"{job.input} is missing; give a JSONL file of prompts as --input")
+    with job.input.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{job.input}:{number}"
+            record = _parse(line, where)
+            row_id = str(record.get("id", number))
+            if row_id in seen:
+                raise JobError(f"{where}: id {row_id!r} was there before; ids must differ")
+            seen.add(row_id)
+            prompt = record.get("messages", record.get("prompt"))
+            if not isinstance(prompt, str | list):
+                raise JobError(f'{where}: needs "prompt", a text, or "messages", a list')
+            images = record.get("images", record.get("image"))
+            images = [] if images is None else images if isinstance(images, list) else [images]
+            yield _Row(row_id, prompt, [str(root / image) for image in images])
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise JobError(f"{where} is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise JobError(f"{where} is no JSON object")
+    return record
+
+
+def read_done(output: pathlib.Path) -> set[str]:
+    """Ids in an output; a last line that was cut off by a kill is removed.
+
+    Raises:
+      JobError: the file holds something else.
+    """
+    if not output.is_file():
+        return set()
+    text = output.read_text(encoding="utf-8")
+    whole, _, rest = text.rpartition("\n")
+    if rest:
+        output.write_text(whole + "\n" if whole else "", encoding="utf-8")
+    done = set()
+    for number, line in enumerate(whole.splitlines(), start=1):
+        record = _parse(line, f"{output}:{number}")
+        if "id" not in record or not ("text" in record or "error" in record):
+            raise JobError(f"{output}:{number} is no answer; name another file for --output")
+        done.add(str(record["id"]))
+    return done
+
+
+def shard_path(output: pathlib.Path, index: int, count: int) -> pathlib.Path:
+    """The file of one process; the output itself if there is one."""
+    if count == 1:
+        return output
+    return output.with_name(f"{output.stem}-{index:05d}-of-{count:05d}{output.suffix}")
+
+
+def make_decoder(
+    target_dir: str,
+    drafter: str,
+    *,
+    language_model: str = "",
+    accept: Any = "rejection",
+    min_confidence: float = 0.0,
+    prompt_lengths: Sequence[int] | None = None,
+    **options: Any,
+) -> SpeculativeDecoder:
+    """From directories.
+
+    Args:
+      target_dir: the target's.
+      drafter: see `open_drafter_named`.
+      language_model: see there.
+      accept: see `DecodeOptions`.
+      min_confidence: see `DecodeOptions`.
+      prompt_lengths: see `SpeculativeDecoder`; its own by default.
+      **options: of `load_target`.
+    """
+    target: Target = load_target(target_dir, **options)
+    made = open_drafter_named(
+        drafter, target_dir=target_dir, language_model=language_model, **options
+    )
+    return SpeculativeDecoder(
+        target, made, accept=accept, min_confidence=min_confidence,
+        prompt_lengths=PROMPT_LENGTHS if prompt_lengths is None else tuple(prompt_lengths),
+    )  # fmt: skip
+
+
+def summary_line(statistics: Statistics, policy: int | GammaPolicy | Any) -> str:
+    """One line for people."""
+    total = statistics.total
+    tau = total.emitted_length[0]
+    if not total.rounds[0]:
+        return "every answer was one token"
+    shares = ", ".join("-" if np.isnan(x) else f"{x:.2f}" for x in total.acceptance[0])
+    what = f"gamma {policy}" if isinstance(policy, int) else "chosen windows"
+    return (
+        f"{total.emitted[0]} tokens in {total.rounds[0]} target passes ({what}): {tau:.2f} a pass, "
+        f"{total.accepted_length[0]:.2f} of them drafted; accepted by place: {shares or 'none'}"
+    )

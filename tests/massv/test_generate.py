@@ -1,0 +1,139 @@
+"""Files of prompts to files of answers: stops, restarts, bad rows, the command line."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from massv_jax import generating
+from massv_jax.generating import GenerateJob, JobError, generate_answers, read_done, row_seed
+from tests.massv.speculative.test_decoder import PROMPTS, decoder
+from tests.massv.speculative.toy import PIXELS
+
+OPTIONS = {"max_new_tokens": 12, "gamma": 3, "temperature": 1.0}
+
+
+def _write(path, records):
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def _read(path):
+    return {r["id"]: r for r in map(json.loads, path.read_text().splitlines())}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Five prompts, two of them with a picture; the toy network's pictures are six numbers."""
+
+    def toy_pixels(image, limits=None):
+        return np.asarray(real(image, limits), np.float32).reshape(-1)[:PIXELS] / 128
+
+    real = generating.open_image
+    monkeypatch.setattr(generating, "open_image", toy_pixels)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    rows = [{"id": f"q{i}", "prompt": p} for i, p in enumerate(PROMPTS)]
+    rows[0]["image"], rows[2]["images"] = "a.png", ["b.png"]
+    return _write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+
+
+def test_a_stopped_job_goes_on_and_says_the_same(files, tmp_path, monkeypatch):
+    source, output = files
+    job = GenerateJob(input=source, output=output, batch_size=2, options=OPTIONS)
+    made = generate_answers(decoder(), job)
+    whole = _read(output)
+    assert list(whole) == [f"q{i}" for i in range(5)]
+    assert made.rounds.sum() == sum(r["rounds"] for r in whole.values())
+    log = [json.loads(x) for x in (tmp_path / "out.jsonl.windows.jsonl").read_text().splitlines()]
+    assert [line["ids"] for line in log] == [["q0", "q1"], ["q2", "q3"], ["q4"]]
+    # Killed in the middle of the third answer's line, and started with other neighbours.
+    lines = output.read_text().splitlines(keepends=True)
+    output.write_text("".join(lines[:2]) + lines[2][:15])
+    assert generate_answers(decoder(), job) is not None
+    assert _read(output) == whole
+    assert generate_answers(decoder(), job) is None
+    assert len({r["text"] for r in whole.values()}) == 5
+
+
+def test_processes_share_the_prompts(files, tmp_path):
+    source, output = files
+    for i in range(2):
+        generate_answers(decoder(), GenerateJob(
+            input=source, output=output, batch_size=2, options=OPTIONS, process_index=i,
+            process_count=2,
+        ))  # fmt: skip
+    parts = [_read(tmp_path / f"out-0000{i}-of-00002.jsonl") for i in range(2)]
+    assert [list(p) for p in parts] == [["q0", "q2", "q4"], ["q1", "q3"]]
+
+
+def test_rows_that_cannot_be_answered_do_not_stop_the_others(files):
+    source, output = files
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    rows[0]["image"] = "missing.png"
+    rows[1]["prompt"] = "a" * 40
+    _write(source, rows)
+    generate_answers(decoder(), GenerateJob(input=source, output=output, batch_size=5,
+                                            options=OPTIONS))  # fmt: skip
+    made = _read(output)
+    assert made["q0"] == {"id": "q0", "error": "image: missing_file"}
+    assert "longer than the cache" in made["q1"]["error"]
+    assert all("text" in made[f"q{i}"] for i in (2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "no JSON object"),
+        ('{"id": 1}', 'needs "prompt"'),
+        ('{"id": "q0", "prompt": "x"}\n{"id": "q0", "prompt": "y"}', "was there before"),
+    ],
+)
+def test_inputs_that_are_none(tmp_path, line, message):
+    source = tmp_path / "in.jsonl"
+    source.write_text(line + "\n")
+    job = GenerateJob(input=source, output=tmp_path / "o", options=OPTIONS)
+    with pytest.raises(JobError, match=message):
+        generate_answers(decoder(), job)
+
+
+def test_outputs_that_are_none(tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"caption": "x"}\n')
+    with pytest.raises(JobError, match="is no answer"):
+        read_done(other)
+    with pytest.raises(JobError, match="is missing"):
+        generate_answers(decoder(), GenerateJob(input=tmp_path / "no", output=tmp_path / "o"))
+    with pytest.raises(JobError, match="language_model"):
+        generating.open_drafter_named("text", target_dir="x")
+    assert row_seed("q1") != row_seed("q2")
+
+
+@pytest.mark.slow
+def test_the_command(qwen_pair, tmp_path):
+    """A stand-alone process, with prompt lookup, twice."""
+    Image.fromarray(np.full((40, 24, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    source = _write(tmp_path / "in.jsonl", [
+        {"id": "x", "prompt": "what is it?", "image": "a.png"}, {"id": "y", "prompt": "two cats"},
+    ])  # fmt: skip
+    command = [
+        sys.executable, "-m", "massv_jax.generate", "--target", str(qwen_pair.target),
+        "--input", str(source), "--output", str(tmp_path / "out.jsonl"), "--max_new_tokens", "6",
+        "--batch_size", "2",
+    ]  # fmt: skip
+    first = subprocess.run([*command, "--drafter", "lookup"], capture_output=True, text=True,
+                           check=False)  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    assert "target passes" in first.stdout
+    made = _read(tmp_path / "out.jsonl")
+    assert list(made) == ["x", "y"]
+    wrong = subprocess.run([*command, "--drafter", "text"], capture_output=True, text=True,
+                           check=False)  # fmt: skip
+    assert wrong.returncode == 1
+    assert "language_model" in wrong.stderr
