@@ -1,6 +1,7 @@
 # Everything that a newcomer or a CI machine types. Python 3.11 and make are all it needs.
 #   make demo               trains VLV on the miniature world and leaves runs/demo/report.html
 #   make demo SCALE=smoke   the same in about two minutes, without thresholds
+#   make results            all figures of the README again; resumable, two to three hours
 #   make test               the fast tests
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -14,11 +15,11 @@ TORCH = torch==2.13.0
 BIN = $(VENV)/bin
 RUN = HF_HUB_OFFLINE=1 $(BIN)/python
 
-.PHONY: help install install-test test test-slow lint demo miniature clean
+.PHONY: help install install-test test test-slow lint demo results miniature clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "targets: install install-test test test-slow lint demo miniature clean"
+	@echo "targets: install install-test test test-slow lint demo results miniature clean"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +51,10 @@ lint: install-test
 
 demo: install
 	$(RUN) -m miniature.demo --scale=$(SCALE)
+
+# The figures of the README: hours; what is finished is kept, so stop it when you like.
+results: install
+	$(RUN) -m miniature.results --scale=$(SCALE)
 
 # Trains the stand-ins again (up to three hours on two cores); they are shipped already.
 miniature: install

@@ -16,7 +16,7 @@ class Scale:
       images: rendered scenes, shared by all parts.
       vae: optimizer steps of the autoencoder.
       text_encoder: of the text encoder on what a caption says of every cell.
-      diffusion: of UNet and text encoder together.
+      diffusion: of the UNet, the text encoder frozen.
       tower: of the vision tower on what is in every cell.
       florence2: of all of Florence-2 on captions.
       language_models: steps of each size.
@@ -34,8 +34,8 @@ class Scale:
 SCALES = {
     # Under three hours on two quiet cores.
     "full": Scale(
-        images=24_000, vae=4000, text_encoder=700, diffusion=2200, tower=2000, florence2=1000,
-        language_models=700,
+        images=24_000, vae=4000, text_encoder=700, diffusion=3000, tower=2000, florence2=1000,
+        language_models=2600,
     ),
     # Seconds: shows that everything runs. The results know nothing.
     "smoke": Scale(

@@ -1,4 +1,4 @@
-"""The text-to-image stand-in: first its autoencoder, then text encoder and UNet together."""
+"""The losses of the text-to-image stand-in: its autoencoder's, and its UNet's."""
 
 from collections.abc import Callable
 
@@ -39,10 +39,9 @@ def make_diffusion_loss(
     scaling_factor: float,
     empty_ids: tuple[int, ...],
 ) -> Callable:
-    """Denoising of scaled latents given a caption; both networks learn."""
+    """Denoising of scaled latents given a caption; the text encoder is frozen, as SD's is."""
 
     def loss(params, frozen, batch, key):
-        del frozen
         k_t, k_noise, k_drop, k_latent = jax.random.split(key, 4)
         latents = batch["latent_mean"] + jnp.exp(0.5 * batch["latent_logvar"]) * jax.random.normal(
             k_latent, batch["latent_mean"].shape
@@ -55,12 +54,12 @@ def make_diffusion_loss(
             batch["token_ids"].astype(jnp.int32),
             jnp.asarray(empty_ids, jnp.int32)[None],
         )
-        context = text_encoder.apply({"params": params["text_encoder"]}, ids)
+        context = text_encoder.apply({"params": frozen}, ids)
         t = jax.random.randint(k_t, (B,), 0, schedule.num_train_timesteps)
         noise = jax.random.normal(k_noise, latents.shape)
         noisy = add_noise(schedule, latents, noise, t)
         target = training_target(schedule, latents, noise, t)
-        predicted = unet.apply({"params": params["unet"]}, noisy, t, context)
+        predicted = unet.apply({"params": params}, noisy, t, context)
         return jnp.mean(jnp.square(predicted - target)), {}
 
     return loss

@@ -54,8 +54,8 @@ def train_diffusion(
 ) -> None:
     """Trains on captioned scenes and writes a diffusers pipeline directory.
 
-    First the text encoder learns to tell what a caption says of every cell, then both networks
-    learn to denoise.
+    First the text encoder learns to tell what a caption says of every cell, then the UNet learns
+    to denoise given what it says.
     """
     tokenizer = AutoTokenizer.from_pretrained(pipeline / "tokenizer")
     length = standins.text_encoder_config(1, 0, 0, 0).max_position_embeddings
@@ -90,18 +90,16 @@ def train_diffusion(
     )  # fmt: skip
     params = fit(
         "diffusion",
-        params={
-            "unet": unet.FAMILY.init_params(denoiser, key_unet),
-            "text_encoder": text["model"],
-        },
+        params=unet.FAMILY.init_params(denoiser, key_unet),
+        frozen=text["model"],
         loss=make_diffusion_loss(
             denoiser, text_encoder, schedule, scaling_factor=scaling_factor, empty_ids=empty
         ),
         make_batches=_batches(arrays, ("token_ids", "latent_mean", "latent_logvar"), seed=1),
         steps=steps, learning_rate=1e-3, workdir=workdir, ema_decay=0.998,
     )  # fmt: skip
-    save_model(pipeline / "unet", denoiser, params["unet"], dtype="bfloat16")
-    save_model(pipeline / "text_encoder", text_encoder, params["text_encoder"], dtype="bfloat16")
+    save_model(pipeline / "unet", denoiser, params, dtype="bfloat16")
+    save_model(pipeline / "text_encoder", text_encoder, text["model"], dtype="bfloat16")
     (pipeline / "scheduler").mkdir(exist_ok=True)
     _write_json(pipeline / "scheduler" / "scheduler_config.json", schedule.to_hf())
     _write_json(pipeline / "model_index.json", _MODEL_INDEX)

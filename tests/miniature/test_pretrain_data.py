@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from miniature.pretrain import labels
-from miniature.pretrain.train_language_model import _batch, _tokenize
+from miniature.pretrain.train_language_model import ANSWER_WEIGHT, _batch, _tokenize
 from miniature.tokenizers import build_tokenizers
 from miniature.world import vocabulary as vocab
 from miniature.world.scenes import sample_scene
@@ -78,9 +78,12 @@ def test_answers_weigh_most(tokenizer):
     )
 
 
-def test_text_rows_are_functions_of_the_step(tokenizer):
-    first, again, other = (_batch(tokenizer, step) for step in (3, 3, 4))
+@pytest.mark.parametrize(("reading", "share"), [(True, 0.25), (False, 2 / 3)])
+def test_text_rows_are_functions_of_the_step(tokenizer, reading, share):
+    first, again, other = (_batch(tokenizer, step, reading=reading) for step in (3, 3, 4))
     for name, rows in first.items():
         np.testing.assert_array_equal(rows, again[name])
         assert (rows != other[name]).any()
-    assert (first["weights"] == 10.0).sum() > 2 * len(first["weights"]) / 2
+    asked = (first["weights"] == ANSWER_WEIGHT).any(axis=1)
+    assert asked.mean() == pytest.approx(share)
+    assert (first["weights"] == ANSWER_WEIGHT).sum() > 2 * asked.sum()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from core_jax.diffusion.schedule import NoiseSchedule
 from core_jax.models import save_model
 from core_jax.models.autoencoder_kl import FAMILY as VAE_FAMILY
 from core_jax.models.autoencoder_kl import AutoencoderKL
@@ -130,7 +131,7 @@ def tiny_hub(tmp_path_factory) -> TinyHub:
     )  # fmt: skip
     _save(VAE_FAMILY, AutoencoderKL, vae, pipeline / "vae", 2)
     (pipeline / "scheduler").mkdir()
-    schedule = json.dumps(standins.noise_schedule().to_hf())
+    schedule = json.dumps(NoiseSchedule.stable_diffusion().to_hf())
     (pipeline / "scheduler" / "scheduler_config.json").write_text(schedule)
 
     full = standins.florence2_config(len(bart), len(bart) - 1)
