@@ -158,7 +158,7 @@ class Drafter:
         """
         weights = self._model_params(params)
 
-        def call(method, *args):
+        def call(method: str, *args: Any) -> Any:
             return self.model.apply(weights, *args, method=method)
 
         if self.config.kind == "gemma":

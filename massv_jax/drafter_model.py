@@ -39,7 +39,7 @@ class QwenDrafterModel(Qwen2_5_VLForConditionalGeneration):
     def setup(self):
         """Projector and language model."""
         c = self.config
-        self.projector = make_projector(c)
+        self.projector: Any = make_projector(c)
         self.language_model = Qwen2_5_VLText(c.text, self.execution)
         if c.kind == "mlp":
             vision = c.target.vision_config
@@ -68,7 +68,7 @@ class Gemma3DrafterModel(Gemma3ForConditionalGeneration):
 
     def setup(self):
         """Projector and language model."""
-        self.projector = make_projector(self.drafter)
+        self.projector: Any = make_projector(self.drafter)
         self.language_model = Gemma3ForCausalLM(self.config.text_config, self.execution)
 
     def project_features(self, features: Float[Array, "M h w E"]) -> Float[Array, "M P D"]:

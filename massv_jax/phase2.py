@@ -60,7 +60,7 @@ class Teacher:
         weights = {"params": {"language_model": params["language_model"],
                               "visual": {"merger": params["merger"]}}}  # fmt: skip
 
-        def call(method, *args):
+        def call(method: str, *args: Any) -> Any:
             return model.apply(weights, *args, method=method)
 
         slots = own("slots")
@@ -80,7 +80,7 @@ class Teacher:
 def _gemma_hidden(model, params, ids, valid, features):
     weights = {"params": params}
 
-    def call(method, *args):
+    def call(method: str, *args: Any) -> Any:
         return model.apply(weights, *args, method=method)
 
     tokens = blocks = None
