@@ -60,12 +60,14 @@ class Session:
 
     Attributes:
       program, params: what runs.
+      request: the batch itself.
       state: between two calls.
       rows: of the batch; later ones only fill it.
     """
 
     program: Program
     params: Params
+    request: Request
     state: LoopState
     rows: int
 
@@ -305,7 +307,7 @@ class SpeculativeDecoder:
         params = Params(target.params, None if drafter is None else drafter.params)
         with mesh_of(params):
             state = start(program, params, request)
-        return Session(program, params, state, len(row_seeds))
+        return Session(program, params, request, state, len(row_seeds))
 
     def _decode(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[str, ...]:
         return tuple(

@@ -73,6 +73,7 @@ class ModelDrafter:
       tokenizer: its own; None: the target's.
       make_prompt: (inputs, target, lengths) -> what `decoder.begin` takes; the target's own
         prompt if None.
+      sees_images: whether it gets the states of the target's tower.
     """
 
     decoder: WindowDecoder
@@ -80,11 +81,12 @@ class ModelDrafter:
     vocab_size: int
     tokenizer: Any = None
     make_prompt: Callable[[TargetInputs, Target, Lengths], Any] | None = None
+    sees_images: bool = True
 
     @property
     def proposer(self) -> NetworkProposer:
         """See `Drafter`."""
-        return NetworkProposer(self.decoder, self.vocab_size)
+        return NetworkProposer(self.decoder, self.vocab_size, self.sees_images)
 
     def prepare(self, inputs: TargetInputs, target: Target, lengths: Lengths) -> Any:
         """See `Drafter`."""
@@ -168,7 +170,7 @@ def text_drafter(model: Target) -> ModelDrafter:
 
     return ModelDrafter(
         decoder=model.decoder, params=model.params, vocab_size=model.vocab_size,
-        tokenizer=model.tokenizer, make_prompt=make_prompt,
+        tokenizer=model.tokenizer, make_prompt=make_prompt, sees_images=False,
     )  # fmt: skip
 
 
@@ -231,6 +233,7 @@ def _of_parts(parts: Any) -> ModelDrafter:
         vocab_size=drafter.config.vocab_size,
         tokenizer=load_tokenizer(parts.companions),
         make_prompt=_OwnView(drafter),
+        sees_images=drafter.sees_images,
     )
 
 

@@ -107,15 +107,18 @@ class NetworkProposer:
       decoder: the network.
       vocab_size: its logits; tokens beyond them (of a target that is padded further) are read as
         token 0.
+      sees_images: whether it gets the states of the target's tower.
     """
 
     decoder: WindowDecoder
     vocab_size: int
+    sees_images: bool = True
 
     def begin(
         self, params: Any, prompt: Any, vision: Any, *, max_new_tokens: int, window: int
     ) -> State:
         """See `Proposer`."""
+        vision = vision if self.sees_images else None
         _, state = self.decoder.begin(
             params, prompt, vision, max_new_tokens=max_new_tokens, window=window
         )

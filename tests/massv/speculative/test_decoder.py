@@ -13,6 +13,7 @@ from massv_jax.binding import BindingError
 from massv_jax.speculative.adaptive import ALL, AdaptiveGamma, GammaChoice
 from massv_jax.speculative.decoder import RequestError, SpeculativeDecoder
 from massv_jax.speculative.drafters import LookupDrafter, ModelDrafter, text_prompt, text_rows
+from massv_jax.speculative.profile import profile
 from tests.massv.speculative.toy import PIXELS, ToyDecoder, ToyPrompt, toy_params
 
 VOCAB, IMAGE = 23, 22  # letters a .. w; w stands for an image
@@ -169,6 +170,19 @@ def test_lookup_needs_no_network():
     assert made.texts == decoder(None).generate(IMAGES, PROMPTS, **OPTIONS).texts
     with pytest.raises(ValueError, match="n-grams"):
         LookupDrafter(max_ngram=1, min_ngram=2)
+
+
+def test_a_profile_adds_up():
+    made = profile(decoder(), IMAGES, PROMPTS, gamma=2, rounds=4, repeats=1)
+    parts = (made.vision, made.target_prefill, made.drafter_prefill, made.draft, made.verify)
+    assert min(parts) > 0
+    assert min(made.step, made.round) > 0
+    assert made.overhead == pytest.approx(made.round / (made.draft + made.verify) - 1)
+    want = 2.0 * made.step / (made.draft + made.verify)
+    assert made.predicted_speedup(2.0) == pytest.approx(want)
+    assert made.summary()["draft_ms"] == pytest.approx(1e3 * made.draft)
+    with pytest.raises(RequestError, match="needs a drafter"):
+        profile(decoder(None), IMAGES, PROMPTS)
 
 
 def test_a_text_drafter_sees_no_placeholder():
