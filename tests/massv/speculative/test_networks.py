@@ -73,6 +73,7 @@ def _equal_to_plain(target, drafter, gammas, least_distinct):
     assert cut.lengths[0] <= 10
 
 
+@pytest.mark.slow
 def test_qwen2_5_vl_drafted_greedily_says_the_same(qwen_pair):
     target = _target(qwen_pair.target)
     drafter = dataclasses.replace(target, params=near(target.params, 0.04))
@@ -91,6 +92,7 @@ def test_other_windows_and_a_drafter_for_text(family, qwen_pair, gemma_pair):
     np.testing.assert_array_equal(text.tokens, plain.tokens)
 
 
+@pytest.mark.slow
 def test_gemma3_drafted_greedily_says_the_same_across_its_window(gemma_pair):
     target = _target(gemma_pair.target)
     assert target.eos_ids == (1, 4)
