@@ -49,21 +49,24 @@ def read_exclusions(path: str | os.PathLike) -> frozenset[str]:
 class Subset:
     """Some examples of a source.
 
+    Attributes:
+        indices: Which, in order.
+
     Args:
         source: The whole.
         indices: Which, in order.
     """
 
     def __init__(self, source: Source, indices: Sequence[int]):
-        self._source, self._indices = source, indices
+        self._source, self.indices = source, indices
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._source[self._indices[index]]
+        return self._source[self.indices[index]]
 
 
 def without_images(source: Source, keys: Collection[str]) -> tuple[Subset, int]:

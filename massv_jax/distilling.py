@@ -1,0 +1,255 @@
+"""The target answers an instruction file, chunk by chunk, on any number of processes.
+
+    source -- without evaluation images, the first max_samples --> kept
+    kept   -- chunk_size each, in order --> chunks; process i takes every n-th
+    chunk  -- answer_chunk --> committed (massv_jax.distilling_files), or not at all
+    all committed -- merge_chunks --> answers.jsonl, manifest.json
+
+What a chunk becomes depends on its instructions and the settings alone.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from core_jax.config import ConfigError
+from core_jax.data.llava_exclude import read_exclusions, without_images
+from core_jax.data.sources import Source, open_source
+from core_jax.decode.frontends import Qwen2_5_VLFrontend, TextFrontend
+from core_jax.decode.target import Target, load_target
+from core_jax.sharding import DEFAULT_RULES, make_mesh
+from core_jax.train.run_record import versions
+from massv_jax.binding import bind
+from massv_jax.distilling_answers import Answerer, answer_chunk
+from massv_jax.distilling_files import ChunkFolder, DistillError, merge_chunks
+from massv_jax.experiment import Experiment
+from massv_jax.generating import open_drafter_named
+from massv_jax.loading import target_tokenizer
+from massv_jax.speculative.decoder import SpeculativeDecoder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be answered.
+
+    Attributes:
+      source: all instructions.
+      kept: places of those that are answered, in order.
+      left_out: reason -> how many are not.
+      chunk_size: instructions of a chunk.
+    """
+
+    source: Source
+    kept: Sequence[int]
+    left_out: Mapping[str, int]
+    chunk_size: int
+
+    @property
+    def num_chunks(self) -> int:
+        """Of the whole run."""
+        return -(-len(self.kept) // self.chunk_size)
+
+    def chunk(self, number: int) -> Sequence[int]:
+        """Places of a chunk's instructions."""
+        return self.kept[number * self.chunk_size : (number + 1) * self.chunk_size]
+
+
+def make_plan(source: Source, experiment: Experiment) -> Plan:
+    """Leaves evaluation images out, by id, and what is beyond `distill.max_samples`.
+
+    Raises:
+      SourceError: nothing is left.
+    """
+    config, kept = experiment.distill, list(range(len(source)))
+    left_out = {}
+    if experiment.data.exclude:
+        subset, excluded = without_images(source, read_exclusions(experiment.data.exclude))
+        kept, left_out["excluded_image"] = list(subset.indices), excluded
+    if config.max_samples and len(kept) > config.max_samples:
+        left_out["beyond_max_samples"] = len(kept) - config.max_samples
+        kept = kept[: config.max_samples]
+    return Plan(source=source, kept=kept, left_out=left_out, chunk_size=config.chunk_size)
+
+
+def make_answerer(experiment: Experiment) -> Answerer:
+    """Loads the target, and the drafter that `model.drafter` names, if any."""
+    model, config, data = experiment.model, experiment.distill, experiment.data
+    mesh = local_mesh(experiment)
+    target = load_limited_target(experiment, mesh=mesh)
+    drafter = open_drafter_named(
+        model.drafter, target_dir=model.target, language_model=model.language_model,
+        dtype=model.frozen_dtype, execution=model.execution, mesh=mesh,
+    )  # fmt: skip
+    decoder = SpeculativeDecoder(
+        target, drafter, accept="coupled", batch_size=config.batch_size * _data_parallel(mesh),
+        prompt_lengths=config.prompt_lengths,
+    )  # fmt: skip
+    frontend = target.frontend
+    return Answerer(
+        decoder=decoder, config=config,
+        target=bind(pathlib.Path(model.target), target_tokenizer(model_path(experiment))).weights,
+        image_place=data.image_place,
+        images_only=not frontend.image_ids and not isinstance(frontend, TextFrontend),
+        limits=data.limits, num_threads=data.num_threads, gamma=experiment.decoding.gamma,
+    )  # fmt: skip
+
+
+def model_path(experiment: Experiment) -> pathlib.Path:
+    """The target's directory."""
+    return pathlib.Path(experiment.model.target)
+
+
+def local_mesh(experiment: Experiment) -> Any:
+    """The config's mesh over this process's own devices; None for a single one."""
+    devices = jax.local_devices()
+    return make_mesh(experiment.run.mesh, devices) if len(devices) > 1 else None
+
+
+def _data_parallel(mesh: Any) -> int:
+    shape = {} if mesh is None else mesh.shape
+    return shape.get("data", 1) * shape.get("fsdp", 1)
+
+
+def load_limited_target(experiment: Experiment, *, mesh: Any = None) -> Target:
+    """The target, its images within the data config's pixel limits."""
+    model, data = experiment.model, experiment.data
+    options: dict[str, Any] = {"dtype": model.frozen_dtype, "execution": model.execution}
+    if mesh is not None:
+        options["mesh"] = mesh
+        if (model_path(experiment) / "config.json").is_file():
+            options["rules"] = DEFAULT_RULES
+    target = load_target(model.target, **options)
+    limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(data, k))}
+    if not limits or not isinstance(target.frontend, Qwen2_5_VLFrontend):
+        return target
+    processor = target.frontend.processor
+    images = dataclasses.replace(processor.image_processor, **limits)
+    processor = dataclasses.replace(processor, image_processor=images)
+    return dataclasses.replace(target, frontend=Qwen2_5_VLFrontend(processor))
+
+
+def make_settings(answerer: Answerer, plan: Plan, experiment: Experiment) -> dict[str, Any]:
+    """What all processes of a run, and all its continuations, must agree on."""
+    data, model, decoder = experiment.data, experiment.model, answerer.decoder
+    found = versions()
+    return {
+        "distill": dataclasses.asdict(answerer.config),
+        "target": answerer.target,
+        "drafter": model.drafter or "none",
+        "dtype": model.frozen_dtype,
+        "rows": decoder.batch_size,
+        "images": {
+            "min_pixels": data.min_pixels, "max_pixels": data.max_pixels,
+            "image_place": data.image_place, "limits": dataclasses.asdict(data.limits),
+        },
+        "instructions": {
+            "input": len(plan.source), "kept": len(plan.kept), "left_out": dict(plan.left_out),
+            "ids": _hash_ids(plan),
+        },
+        "versions": {k: v for k, v in found.items() if k in ("jax", "jaxlib", "transformers")},
+    }  # fmt: skip
+
+
+def _hash_ids(plan: Plan) -> str:
+    """Of the kept ids, where reading them reads no images; "" elsewhere."""
+    if not hasattr(plan.source, "image_names"):
+        return ""
+    hashed = hashlib.sha256()
+    for index in plan.kept:
+        hashed.update(plan.source[index].id.encode() + b"\0")
+    return hashed.hexdigest()
+
+
+def distill(
+    answerer: Answerer,
+    plan: Plan,
+    out: pathlib.Path,
+    settings: Mapping[str, Any],
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> dict[str, Any] | None:
+    """Answers this process's chunks, and merges all of them if they are there.
+
+    Args:
+      answerer: who answers.
+      plan: what.
+      out: the run's folder, the same for all processes.
+      settings: from `make_settings`.
+      process_index: of this process.
+      process_count: how many share the chunks; it may change between continuations.
+
+    Returns:
+      The merged manifest; None while other processes' chunks are missing.
+
+    Raises:
+      DistillError: the folder holds a run with other settings, or is damaged.
+    """
+    folder = ChunkFolder(out)
+    folder.agree(settings)
+    own = range(process_index, plan.num_chunks, process_count)
+    todo = [number for number in own if not folder.is_committed(number)]
+    there = f", {len(own) - len(todo)} of them are there" if len(todo) < len(own) else ""
+    print(f"{len(plan.kept)} instructions; {len(own)} chunks here{there}", flush=True)
+    began = time.perf_counter()
+    for done, number in enumerate(todo, start=1):
+        chunk = answer_chunk(answerer, plan.source, number, plan.chunk(number))
+        folder.commit(chunk)
+        seconds = time.perf_counter() - began
+        print(
+            f"chunk {number}: {len(chunk.lines)} answered, {len(chunk.failed)} failed, "
+            f"{len(chunk.skipped)} skipped; {chunk.counts.get('tokens', 0)} tokens; "
+            f"{seconds / done * (len(todo) - done):.0f} s left",
+            flush=True,
+        )
+    missing = sum(not folder.is_committed(n) for n in range(plan.num_chunks))
+    if missing:
+        print(f"{missing} chunks of other processes are missing; the last to end merges all")
+        return None
+    return merge_chunks(
+        folder, plan.num_chunks, num_instructions=len(plan.source), left_out=plan.left_out,
+        settings=settings,
+    )  # fmt: skip
+
+
+def run(
+    experiment: Experiment, out: pathlib.Path, *, process_index: int = 0, process_count: int = 1
+) -> dict[str, Any] | None:
+    """The whole command; see `distill`.
+
+    Raises:
+      ConfigError: the config is for another command.
+    """
+    if experiment.task != "distill":
+        raise ConfigError(f"a config of the task {experiment.task!r}; use configs/massv_distill.py")
+    if not 0 <= process_index < process_count:
+        raise DistillError(f"process {process_index} of {process_count}: they count from 0")
+    plan = make_plan(open_source(experiment.data.source), experiment)
+    answerer = make_answerer(experiment)
+    settings = make_settings(answerer, plan, experiment)
+    manifest = distill(
+        answerer, plan, out, settings, process_index=process_index, process_count=process_count
+    )
+    if manifest is not None:
+        print(summary(manifest), flush=True)
+    return manifest
+
+
+def summary(manifest: Mapping[str, Any]) -> str:
+    """What became of all instructions, for people."""
+    m, counts = manifest, manifest["counts"]
+    reasons = [*m["failed_by_reason"].items(), *m["skipped_by_reason"].items()]
+    why = ", ".join(f"{reason[:100]} {n}" for reason, n in reasons[:20])
+    tokens, turns = counts.get("tokens", 0), counts.get("turns", 0)
+    return (
+        f"{m['succeeded']} succeeded + {m['failed']} failed + {m['skipped']} skipped = "
+        f"{m['input']} instructions{f' ({why})' if why else ''}\n"
+        f"{turns} answers of {tokens / max(1, turns):.1f} tokens, {counts.get('truncated', 0)} of "
+        f"them cut off; {counts.get('greedy', 0)} conversations greedy, "
+        f"{counts.get('sampled', 0)} sampled"
+    )
