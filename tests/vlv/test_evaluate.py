@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from core_jax.config import ConfigError, to_dataclass
+from core_jax.evaluation.bootstrap import bootstrap_difference
+from core_jax.evaluation.report import Report
 from vlv_jax import workdir
 from vlv_jax.batches import views_of
 from vlv_jax.evaluation import run
 from vlv_jax.evaluation.answering import LanguageModelAnswerer, questions_of
-from vlv_jax.evaluation.bootstrap import bootstrap_difference
 from vlv_jax.evaluation.captions import CaptionRecord, score_note, verdict
 from vlv_jax.evaluation.denoising import compare_conditions, encode_examples, stratum_draws
 from vlv_jax.evaluation.examples import load_scores, measure
 from vlv_jax.evaluation.heldout import Subject, heldout_batches, true_captions
 from vlv_jax.evaluation.reconstruction import add_frechet, feature_distances, pixel_mse
-from vlv_jax.evaluation.report import Report
 from vlv_jax.evaluation.run import Request, evaluate, load_subject
 from vlv_jax.evaluation.vqa import PromptFormat
 from vlv_jax.experiment import Experiment

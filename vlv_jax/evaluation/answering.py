@@ -10,14 +10,14 @@ import numpy as np
 
 from core_jax.decode.adapters import CausalDecoder, TokenPrefix
 from core_jax.decode.generate import generate
+from core_jax.evaluation.bootstrap import bootstrap_difference, ratio
+from core_jax.evaluation.provenance import from_here
+from core_jax.evaluation.report import Report
 from core_jax.models import load_model
 from vlv_jax.captioning import decode_texts
-from vlv_jax.evaluation.bootstrap import bootstrap_difference, ratio
 from vlv_jax.evaluation.captions import CaptionRecord
 from vlv_jax.evaluation.examples import examples_file, save_examples
 from vlv_jax.evaluation.heldout import Subject
-from vlv_jax.evaluation.provenance import from_here
-from vlv_jax.evaluation.report import Report
 from vlv_jax.evaluation.vqa import (
     PromptFormat,
     Question,

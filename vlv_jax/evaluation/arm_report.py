@@ -4,6 +4,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from core_jax.evaluation.provenance import command_facts
+from core_jax.evaluation.report import Report
+from core_jax.evaluation.report_text import interval_text, number_text, setting_text
 from vlv_jax.evaluation.arms import (
     Arm,
     ArmResult,
@@ -13,9 +16,6 @@ from vlv_jax.evaluation.arms import (
     trained_with,
 )
 from vlv_jax.evaluation.examples import ExamplesError, measure, measures_of
-from vlv_jax.evaluation.provenance import command_facts
-from vlv_jax.evaluation.report import Report
-from vlv_jax.evaluation.report_text import interval_text, number_text, setting_text
 
 _NOTE = (
     "Intervals resample the held-out images, the same ones for every run, and average over an "

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from vlv_jax.evaluation.bootstrap import Estimate, bootstrap_sums
+from core_jax.evaluation.bootstrap import Estimate, bootstrap_sums
+from core_jax.evaluation.report import StoredMetric, stored_metrics
 from vlv_jax.evaluation.examples import ExamplesError, Measure, Score, load_scores, measure
-from vlv_jax.evaluation.report import StoredMetric, stored_metrics
 
 _NAME = re.compile(r"[\w+-]+")
 # Values of a config that say where and when, not what was trained.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlv_jax.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_sums
+from core_jax.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_sums
 from vlv_jax.evaluation.tokenization import tokenize
 
 MAX_N = 4

@@ -5,11 +5,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlv_jax.evaluation.bootstrap import bootstrap_mean
+from core_jax.evaluation.bootstrap import bootstrap_mean
+from core_jax.evaluation.report import Report
 from vlv_jax.evaluation.caption_metrics import CaptionScores, score_captions
 from vlv_jax.evaluation.examples import BLEU, examples_file, save_examples
 from vlv_jax.evaluation.heldout import Subject, heldout_batches, true_captions
-from vlv_jax.evaluation.report import Report
 from vlv_jax.evaluation.scorers import aggregate, load_scorer, run_scorer
 from vlv_jax.inference import Caption
 

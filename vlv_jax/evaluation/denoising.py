@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from core_jax.evaluation.report import Report
 from vlv_jax.encoding import (
     context_of,
     context_of_text,
@@ -23,7 +24,6 @@ from vlv_jax.encoding import (
 from vlv_jax.evaluation.examples import columns_of, examples_file, save_examples
 from vlv_jax.evaluation.heldout import Subject, collect, heldout_batches
 from vlv_jax.evaluation.reconstruction import add_comparison
-from vlv_jax.evaluation.report import Report
 from vlv_jax.host_work import Progress
 from vlv_jax.loading import text_ids
 from vlv_jax.networks import Networks

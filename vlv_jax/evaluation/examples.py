@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from vlv_jax.evaluation.bootstrap import micro_f1, ratio
+from core_jax.evaluation.bootstrap import micro_f1, ratio
 from vlv_jax.evaluation.caption_metrics import MAX_N, bleu_of_sums
 from vlv_jax.evaluation.scorers import PARTS as COUNTS
 

@@ -38,7 +38,7 @@ class Subject:
 
     @property
     def bootstrap(self) -> dict[str, int]:
-        """How intervals are made: options of vlv_jax.evaluation.bootstrap."""
+        """How intervals are made: options of core_jax.evaluation.bootstrap."""
         config = self.evaluation
         return {"seed": config.seed, "num_resamples": config.bootstrap_samples}
 

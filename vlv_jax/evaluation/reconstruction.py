@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from core_jax.data.processors import ImageProcessor
-from vlv_jax.evaluation.bootstrap import bootstrap_difference, bootstrap_mean
+from core_jax.evaluation.bootstrap import bootstrap_difference, bootstrap_mean
+from core_jax.evaluation.report import Report
+from core_jax.evaluation.report_images import GalleryRow
 from vlv_jax.evaluation.captions import CaptionRecord, score_note, score_records, verdict
 from vlv_jax.evaluation.examples import columns_of, examples_file, save_examples
 from vlv_jax.evaluation.frechet import frechet_distance
 from vlv_jax.evaluation.heldout import Subject, collect, heldout_batches
-from vlv_jax.evaluation.report import Report
-from vlv_jax.evaluation.report_images import GalleryRow
 from vlv_jax.networks import FLORENCE2, Networks
 
 GROUP = "reconstruction"

@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from core_jax.evaluation.provenance import command_facts, from_here
+from core_jax.evaluation.report import Report
 from core_jax.train.run_record import versions
 from vlv_jax.evaluation.answering import report_questions
 from vlv_jax.evaluation.captions import CaptionRecord, report_captions, write_captions
 from vlv_jax.evaluation.denoising import group_of, report_denoising
 from vlv_jax.evaluation.heldout import Subject
-from vlv_jax.evaluation.provenance import command_facts, from_here
 from vlv_jax.evaluation.reconstruction import redraw_examples, report_reconstruction
-from vlv_jax.evaluation.report import Report
 from vlv_jax.evaluation.scorers import load_scorer
 from vlv_jax.experiment import Experiment
 from vlv_jax.inference import Autoencoder, Captioner, load_pair

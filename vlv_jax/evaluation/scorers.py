@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from vlv_jax.evaluation.bootstrap import (
+from core_jax.evaluation.bootstrap import (
     Estimate,
     bootstrap_f1,
     bootstrap_mean,

@@ -11,8 +11,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from core_jax.evaluation.bootstrap import Estimate, bootstrap_ratio
 from vlv_jax.evaluation.answers import exact_match, vqa_accuracy
-from vlv_jax.evaluation.bootstrap import Estimate, bootstrap_ratio
 
 METRICS = {"exact_match": exact_match, "vqa_accuracy": vqa_accuracy}
 

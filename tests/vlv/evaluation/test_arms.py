@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from core_jax.evaluation.bootstrap import bootstrap_difference, bootstrap_f1, micro_f1
+from core_jax.evaluation.report import Report
 from vlv_jax.compare import main, parse_arms
 from vlv_jax.evaluation.arm_report import compare
 from vlv_jax.evaluation.arms import ArmsError, compare_arms, load_arm, trained_with
-from vlv_jax.evaluation.bootstrap import bootstrap_difference, bootstrap_f1, micro_f1
 from vlv_jax.evaluation.examples import (
     ExamplesError,
     examples_file,
@@ -17,7 +18,6 @@ from vlv_jax.evaluation.examples import (
     measures_of,
     save_examples,
 )
-from vlv_jax.evaluation.report import Report
 
 N = 60
 COUNTS = ("tp_pred", "pred", "tp_ref", "ref")

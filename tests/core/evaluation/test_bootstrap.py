@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vlv_jax.evaluation import bootstrap
-from vlv_jax.evaluation.bootstrap import (
+from core_jax.evaluation import bootstrap
+from core_jax.evaluation.bootstrap import (
     bootstrap_difference,
     bootstrap_f1,
     bootstrap_mean,

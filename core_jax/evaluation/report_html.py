@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from vlv_jax.evaluation.report_images import SMALL
-from vlv_jax.evaluation.report_plots import draw
-from vlv_jax.evaluation.report_text import interval_text, number_text, setting_text
+from core_jax.evaluation.report_images import SMALL
+from core_jax.evaluation.report_plots import draw
+from core_jax.evaluation.report_text import interval_text, number_text, setting_text
 
 # Side at which pictures of few pixels are shown, and rows of a gallery that are not folded away.
 _SHOWN, _ROWS = 160, 12

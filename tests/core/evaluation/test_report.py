@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlv_jax.evaluation.bootstrap import bootstrap_mean
-from vlv_jax.evaluation.report import GalleryRow, Report
-from vlv_jax.evaluation.report_images import encode_image, encode_rows
-from vlv_jax.evaluation.report_plots import draw, tick_text
-from vlv_jax.evaluation.report_text import interval_text, number_text, setting_text
+from core_jax.evaluation.bootstrap import bootstrap_mean
+from core_jax.evaluation.report import GalleryRow, Report
+from core_jax.evaluation.report_images import encode_image, encode_rows
+from core_jax.evaluation.report_plots import draw, tick_text
+from core_jax.evaluation.report_text import interval_text, number_text, setting_text
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 

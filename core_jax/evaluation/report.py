@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from vlv_jax.evaluation.bootstrap import Estimate
-from vlv_jax.evaluation.report_html import render
-from vlv_jax.evaluation.report_images import GalleryRow, encode_rows
+from core_jax.evaluation.bootstrap import Estimate
+from core_jax.evaluation.report_html import render
+from core_jax.evaluation.report_images import GalleryRow, encode_rows
 
 FORMAT = 2
 _KINDS = ("metrics", "tables", "plots", "galleries")

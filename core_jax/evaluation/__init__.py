@@ -1,0 +1,1 @@
+"""Intervals and reports; nothing here needs an accelerator."""
