@@ -20,6 +20,8 @@ def read_answer(
     vision: Any,
     tokens: Int[Array, "B N"],
     reduce: Any,
+    *,
+    piece: int = PIECE,
 ) -> Any:
     """`reduce(logits)` of every token of answers that are known.
 
@@ -29,30 +31,32 @@ def read_answer(
       prompt: what `begin` takes.
       vision: from `encode_images`, or None.
       tokens: answers; what follows an answer's end is read and means nothing.
-      reduce: logits [B, T, V] -> pytree of [B, T, ...], so that all logits are never held.
+      reduce: logits [B, T, V] (or what else `decoder` gives for a window) -> pytree of
+        [B, T, ...], so that all logits are never held.
+      piece: tokens read at a time.
 
     Returns:
       What `reduce` gives for all [B, N]: entry i belongs to the logits that chose token i.
     """
     B, N = tokens.shape
-    pieces = -(-(N - 1) // PIECE)
-    room = {"max_new_tokens": pieces * PIECE + 1, "window": PIECE - 1}
+    pieces = -(-(N - 1) // piece)
+    room = {"max_new_tokens": pieces * piece + 1, "window": piece - 1}
     logits, state = decoder.begin(params, prompt, vision, **room)
-    first = reduce(logits[:, None])
+    first = reduce(jax.tree.map(lambda x: x[:, None], logits))
     if N == 1:
         return first
-    fed = jnp.pad(tokens[:, :-1], ((0, 0), (0, pieces * PIECE - (N - 1))))
-    fed = jnp.moveaxis(fed.reshape(B, pieces, PIECE), 1, 0)
+    fed = jnp.pad(tokens[:, :-1], ((0, 0), (0, pieces * piece - (N - 1))))
+    fed = jnp.moveaxis(fed.reshape(B, pieces, piece), 1, 0)
 
-    def read(state: Any, piece: Int[Array, "B T"]) -> Any:
-        logits, state = decoder.extend(params, state, piece)
+    def read(state: Any, some: Int[Array, "B T"]) -> Any:
+        logits, state = decoder.extend(params, state, some)
         return state, reduce(logits)
 
     _, rest = jax.lax.scan(read, state, fed)
 
     def joined(head: Array, tail: Array) -> Array:
         tail = jnp.moveaxis(tail, 0, 1)
-        tail = tail.reshape(B, pieces * PIECE, *tail.shape[3:])[:, : N - 1]
+        tail = tail.reshape(B, pieces * piece, *tail.shape[3:])[:, : N - 1]
         return jnp.concatenate([head, tail], axis=1)
 
     return jax.tree.map(joined, first, rest)

@@ -1,0 +1,1 @@
+"""Measuring drafters: acceptance, distributions, and the certificate that nothing changes."""
