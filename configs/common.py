@@ -107,7 +107,7 @@ def mini_data(**changes) -> ConfigDict:
     """The miniature world, as `python -m miniature.build` writes it."""
     config = data(
         "tfds", "runs/miniature_world/miniature_world/full/1.0.0",
-        batch_size=32, image_size=64, max_tokens=64, num_threads=2,
+        batch_size=16, image_size=64, max_tokens=64, num_threads=2,
     )  # fmt: skip
     config.source.split = "train"
     config.update(changes)

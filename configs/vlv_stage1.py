@@ -34,10 +34,11 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _mini(config: ConfigDict) -> None:
-    steps = 1500
+    steps = 1200
     config.model = common.mini_model()
     config.data = common.mini_data()
     config.run = common.run(steps, save_every=500, sample_every=500)
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=50, total_steps=steps)
+    # At 1e-3 the pretrained decoder forgets where things are: no object was redrawn in its place.
+    config.optimizer.update(learning_rate=3e-4, warmup_steps=50, total_steps=steps)
     config.sampling = common.mini_sampling()
     config.evaluation = common.mini_evaluation()

@@ -25,7 +25,7 @@ class Budget:
 
 
 BUDGETS = {
-    "full": Budget(stage1=900, stage2=600, ablation1=450, ablation2=300, images=500, redrawn=100),
+    "full": Budget(stage1=1800, stage2=1200, ablation1=900, ablation2=600, images=500, redrawn=100),
     "smoke": Budget(stage1=2, stage2=2, ablation1=2, ablation2=2, images=8, redrawn=8),
 }
 
