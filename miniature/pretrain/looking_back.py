@@ -33,9 +33,9 @@ def with_heads_that_look_back(params: Any, config: Qwen2Config) -> Any:
     Returns:
       The same tree with other biases and smaller kernels in the first layer's queries and keys.
     """
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    heads, kv_heads = config.num_attention_heads, config.kv_heads
     half = config.head_size // 2
-    frequencies = np.power(config.rope_theta, -np.arange(FREQUENCIES) / half)
+    frequencies = config.rope_theta ** (-np.arange(FREQUENCIES) / half)
     key = np.zeros((kv_heads, 2, half), np.float32)
     key[:, 0, :FREQUENCIES] = STRENGTH
     query = np.zeros((heads, 2, half), np.float32)
