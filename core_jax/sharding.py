@@ -228,6 +228,11 @@ def fsdp_by_size(abstract: Tree, mesh: Mesh, axis: str = "fsdp", min_size: int =
     return jax.tree.map(one, abstract)
 
 
+def fsdp_axis(mesh: Mesh) -> str:
+    """The axis over which parameters are split: "fsdp", or the first where there is none."""
+    return "fsdp" if "fsdp" in mesh.shape else next(iter(mesh.shape))
+
+
 def replicated(tree: Tree, mesh: Mesh) -> Tree:
     """A tree like `tree` that holds the same full copy on every device."""
     return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from core_jax.config import ConfigError
 from core_jax.data.gemma3_processor import Gemma3Processor
@@ -18,8 +17,8 @@ from core_jax.data.sources import Source, open_source
 from core_jax.models import load_model
 from core_jax.models.gemma3 import Gemma3Config
 from core_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
-from core_jax.partition import split
-from core_jax.sharding import batch_sharding, fsdp_by_size, make_mesh
+from core_jax.partition import cast_floating, split
+from core_jax.sharding import batch_sharding, fsdp_axis, fsdp_by_size, make_mesh
 from core_jax.train.loop import LoopConfig, TrainResult, run_training
 from core_jax.train.optimizer import make_optimizer, make_schedule
 from core_jax.train.run_record import RunRecord
@@ -138,7 +137,7 @@ def build_job(experiment: Experiment) -> Job:
     trainable, frozen = split(parts.params, trainable_patterns(experiment, config.kind))
     extra, encode, teacher = frozen_networks(experiment, parts, mesh)
     frozen = cast_floating({**frozen, **extra}, experiment.model.frozen_dtype)
-    place = functools.partial(fsdp_by_size, mesh=mesh, axis=_fsdp_axis(mesh))
+    place = functools.partial(fsdp_by_size, mesh=mesh, axis=fsdp_axis(mesh))
     frozen_shardings = place(frozen)
     frozen = jax.device_put(frozen, frozen_shardings)
     # What a checkpoint gave lies on one device.
@@ -195,25 +194,6 @@ def load_teacher(path: pathlib.Path, config: Any, **options: Any) -> dict[str, A
         return load_model(path, only=patterns, **options)[1]
     _, params = load_model(path, only=(r"visual/merger/.*", r"language_model/.*"), **options)
     return {"merger": params["visual"]["merger"], "language_model": params["language_model"]}
-
-
-def cast_floating(tree: Any, dtype: str) -> Any:
-    """Floating-point leaves in a type. One program casts all: one a shape takes seconds."""
-    leaves, structure = jax.tree.flatten(tree)
-    other = [
-        i
-        for i, x in enumerate(leaves)
-        if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.dtype(dtype)
-    ]
-    if other:
-        done = jax.jit(lambda xs: [x.astype(dtype) for x in xs])([leaves[i] for i in other])
-        for i, x in zip(other, done, strict=True):
-            leaves[i] = x
-    return jax.tree.unflatten(structure, leaves)
-
-
-def _fsdp_axis(mesh: Any) -> str:
-    return "fsdp" if "fsdp" in mesh.shape else next(iter(mesh.shape))
 
 
 _UNUSED = ("decoding", "evaluation", "distill")

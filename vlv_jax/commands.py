@@ -1,95 +1,15 @@
-"""What the command lines of this package share: flags, config, quiet logs."""
+"""Every command line of this package: its experiment, and what a user of it can mend."""
 
-import dataclasses
-import difflib
-import pathlib
-import re
-import typing
 from collections.abc import Callable
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
-from core_jax.config import ConfigError, to_dataclass
+from core_jax import commands
 from vlv_jax.experiment import Experiment
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment file, such as configs/vlv_stage1.py:mini.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run lives; resuming is the same command."
-)
+from vlv_jax.workdir import WorkdirError
 
 
 def run_command(job: Callable[..., None], *, workdir: bool = True, config: bool = True) -> None:
-    """Parses flags and runs `job(experiment, workdir)`.
-
-    A user's mistake ends with one line and status 1 instead of a traceback.
-
-    Args:
-      job: what to do; a flag that is not required and not given comes as None.
-      workdir: whether that flag is required.
-      config: whether that flag is required.
-    """
-    required = {"config": config, "workdir": workdir}
-    flags.mark_flags_as_required([name for name, needed in required.items() if needed])
-
-    def main(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every detail at INFO
-        try:
-            values = _CONFIG.value.to_dict() if _CONFIG.value is not None else None
-            experiment = to_dataclass(Experiment, values) if values is not None else None
-        except ConfigError as error:
-            raise SystemExit(f"error: {error}") from error
-        path = pathlib.Path(_WORKDIR.value).expanduser().absolute() if _WORKDIR.value else None
-        try:
-            job(experiment, path)
-        except USER_ERRORS as error:
-            raise SystemExit(f"error: {error}") from error
-
-    app.run(main, flags_parser=_parse)
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """Flags of a locked config: an unknown one ends with the nearest name, not a traceback."""
-    try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        # ml_collections: "'stesp'\nDid you mean ...", for groups the bare name.
-        name = re.sub(r"\W*(\w+).*", r"\1", str(error.args[0]), flags=re.DOTALL)
-        near = difflib.get_close_matches(name, _config_names(Experiment), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SystemExit(f"error: config value {name!r} is unknown{hint}") from error
-    except flags.Error as error:
-        raise SystemExit(f"error: {error}") from error
-
-
-def _config_names(cls: type) -> set[str]:
-    """Names of a dataclass's fields and of the dataclasses in them."""
-    names = set()
-    for name, kind in typing.get_type_hints(cls).items():
-        names.add(name)
-        for inner in (kind, *typing.get_args(kind)):  # the parts of `EvaluationConfig | None`
-            if dataclasses.is_dataclass(inner) and isinstance(inner, type):
-                names |= _config_names(inner)
-    return names
-
-
-def _user_errors() -> tuple[type[BaseException], ...]:
-    from core_jax.convert.rules import WeightsError
-    from core_jax.convert.safetensors_io import CheckpointFormatError
-    from core_jax.data.bad import TooManyBadExamples
-    from core_jax.data.sources import SourceError
-    from core_jax.models.auto import UnknownModelError
-    from core_jax.train.errors import NonFiniteError, ResumeError
-    from vlv_jax.workdir import WorkdirError
-
-    return (
-        WeightsError, CheckpointFormatError, UnknownModelError, SourceError, TooManyBadExamples,
-        NonFiniteError, ResumeError, WorkdirError, FileNotFoundError,
+    """Runs `job(experiment, workdir)`; see `core_jax.commands.run_command`."""
+    commands.run_command(
+        job, Experiment, example="configs/vlv_stage1.py:mini", errors=(WorkdirError,),
+        workdir=workdir, config=config,
     )  # fmt: skip
-
-
-USER_ERRORS = _user_errors()

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from core_jax.data.processors import ImageProcessor
 from core_jax.diffusion.schedule import NoiseSchedule
 from core_jax.models import load_model
+from core_jax.partition import cast_floating
 from vlv_jax import networks as names
 from vlv_jax.bridge import Bridge, CaptionProjector, init_bridge, init_projector
 from vlv_jax.experiment import ModelConfig
@@ -155,21 +155,6 @@ def load_schedule(pipeline: pathlib.Path) -> NoiseSchedule:
 def cast_frozen(frozen: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     """Frozen parameters in the precision they are held in; the VAE has its own."""
     return {
-        name: _cast(tree, config.vae_dtype if name == names.VAE else config.frozen_dtype)
+        name: cast_floating(tree, config.vae_dtype if name == names.VAE else config.frozen_dtype)
         for name, tree in frozen.items()
     }
-
-
-def _cast(tree: Any, dtype: str) -> Any:
-    """Floating-point leaves in a type. One program casts all: one a shape takes seconds."""
-    leaves, structure = jax.tree.flatten(tree)
-    other = [
-        i
-        for i, x in enumerate(leaves)
-        if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != jnp.dtype(dtype)
-    ]
-    if other:
-        done = jax.jit(lambda xs: [x.astype(dtype) for x in xs])([leaves[i] for i in other])
-        for i, x in zip(other, done, strict=True):
-            leaves[i] = x
-    return jax.tree.unflatten(structure, leaves)

@@ -10,8 +10,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
@@ -21,6 +19,7 @@ from core_jax.decode.frontends import allowed_length, open_image, padding_id
 from core_jax.decode.prefix import PrefixDecoder, PrefixPrompt
 from core_jax.decode.target import Prompt, Target, TargetError, TargetInputs
 from core_jax.ops.execution import Execution
+from core_jax.partition import cast_floating
 from vlv_jax.batches import ImageViews
 from vlv_jax.encoding import caption_embeddings, context_of, image_features
 from vlv_jax.inference import Captioner
@@ -157,12 +156,5 @@ def load(
             captioner.networks, language_model=lm.clone(execution=execution)
         )
     if dtype is not None:
-        captioner.params = _cast(captioner.params, dtype)
+        captioner.params = cast_floating(captioner.params, dtype)
     return target_of(captioner)
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    def cast(leaf: Any) -> Any:
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return jax.tree.map(cast, tree)

@@ -11,7 +11,7 @@ import jax
 from core_jax.data.pipeline import make_batches
 from core_jax.data.sources import open_source
 from core_jax.partition import split
-from core_jax.sharding import batch_sharding, fsdp_by_size, make_mesh
+from core_jax.sharding import batch_sharding, fsdp_axis, fsdp_by_size, make_mesh
 from core_jax.train.loop import Hook, LoopConfig, TrainResult, run_training
 from core_jax.train.optimizer import make_optimizer, make_schedule
 from core_jax.train.run_record import RunRecord
@@ -120,7 +120,7 @@ def build_job(experiment: Experiment) -> Job:
     if experiment.data.cache:
         frozen = _without_towers(frozen, experiment)
     # Which parameters need splitting depends on size alone; small ones are replicated.
-    place = functools.partial(fsdp_by_size, mesh=mesh, axis=_fsdp_axis(mesh))
+    place = functools.partial(fsdp_by_size, mesh=mesh, axis=fsdp_axis(mesh))
     frozen_shardings = place(frozen)
     frozen = jax.device_put(frozen, frozen_shardings)
     schedule = make_schedule(experiment.optimizer)
@@ -140,10 +140,6 @@ def build_job(experiment: Experiment) -> Job:
     sharding = batch_sharding(mesh)
     step_fn = jit_train_step(step, shardings, frozen_shardings, sharding, mesh)
     return Job(step_fn, state, frozen, networks, pieces, sharding)
-
-
-def _fsdp_axis(mesh: Any) -> str:
-    return "fsdp" if "fsdp" in mesh.shape else next(iter(mesh.shape))
 
 
 def _without_towers(frozen: dict[str, Any], experiment: Experiment) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def train_language_model(out: pathlib.Path, workdir: pathlib.Path, *, steps: int
         logits = model.apply({"params": params}, tokens[:, :-1])
         losses = token_cross_entropy(logits, tokens[:, 1:])
         weights = batch["weights"]
-        right = jnp.argmax(logits, axis=-1) == tokens[:, 1:]
+        right = (jnp.argmax(logits, axis=-1) == tokens[:, 1:]).astype(jnp.float32)
         metrics = {
             "answer_tokens_right": masked_mean(right, weights == ANSWER_WEIGHT),
             "read_tokens_right": masked_mean(right, weights == READ_WEIGHT),

@@ -9,7 +9,7 @@ import sys
 import pytest
 from PIL import Image
 
-from massv_jax.commands import config_names
+from core_jax.commands import config_names
 from massv_jax.experiment import Experiment
 from massv_jax.loading import is_drafter, load_drafter
 from tests.massv import tiny_pairs
