@@ -29,8 +29,9 @@ def _define() -> None:
 
 def _job(experiment: Experiment | None, workdir: pathlib.Path) -> None:
     del experiment  # the run knows its own
+    from core_jax.train.workdir import newest_step
     from massv_jax.exporting import export_drafter
-    from massv_jax.workdir import load_experiment, newest_step, open_drafter
+    from massv_jax.workdir import load_experiment, open_drafter
 
     values = flags.FLAGS
     own = load_experiment(workdir)

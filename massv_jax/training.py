@@ -24,6 +24,7 @@ from core_jax.train.optimizer import make_optimizer, make_schedule
 from core_jax.train.run_record import RunRecord
 from core_jax.train.state import TrainState, create_state
 from core_jax.train.step import jit_train_step, make_train_step
+from core_jax.train.workdir import save_experiment
 from massv_jax import phase1, phase2
 from massv_jax.answers import AnswerSource
 from massv_jax.batches import RowMaker, check_supervision, policy_of
@@ -31,7 +32,7 @@ from massv_jax.binding import Binding, weight_hashes
 from massv_jax.experiment import Experiment
 from massv_jax.loading import DrafterParts, load_tower, prefix_target
 from massv_jax.phase2 import TARGET, TOWER, Teacher
-from massv_jax.workdir import assemble, save_experiment
+from massv_jax.workdir import assemble
 
 
 def trainable_patterns(experiment: Experiment, kind: str) -> tuple[str, ...]:

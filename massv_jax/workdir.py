@@ -11,22 +11,13 @@ import jax
 from core_jax.config import to_dataclass
 from core_jax.partition import flatten, unflatten
 from core_jax.train.checkpoint import load_params
-from core_jax.train.run_record import CHECKPOINT_DIR, has_checkpoint
+from core_jax.train.run_record import has_checkpoint
+from core_jax.train.workdir import (
+    EXPERIMENT_FILE,
+    WorkdirError,
+)
 from massv_jax.experiment import Experiment
 from massv_jax.loading import DrafterParts, is_drafter, load_drafter, make_drafter
-
-EXPERIMENT_FILE = "experiment.json"
-
-
-class WorkdirError(ValueError):
-    """A directory is not what the command needs; the message says what it lacks."""
-
-
-def save_experiment(workdir: pathlib.Path, experiment: Experiment) -> None:
-    """Writes the resolved config, from which every later command finds the run's networks."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(dataclasses.asdict(experiment), indent=2, sort_keys=True)
-    (workdir / EXPERIMENT_FILE).write_text(content + "\n")
 
 
 def load_experiment(workdir: pathlib.Path) -> Experiment:
@@ -41,14 +32,6 @@ def load_experiment(workdir: pathlib.Path) -> Experiment:
             f"{workdir} has no {EXPERIMENT_FILE}: it is not a working directory of massv_jax.train"
         )
     return to_dataclass(Experiment, json.loads(file.read_text()), path=EXPERIMENT_FILE)
-
-
-def newest_step(path: pathlib.Path) -> int | None:
-    """Step of the newest checkpoint of a run; None for a drafter directory."""
-    folder = pathlib.Path(path) / CHECKPOINT_DIR
-    if not folder.is_dir():
-        return None
-    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=None)
 
 
 def assemble(experiment: Experiment, *, mesh: Any = None) -> DrafterParts:

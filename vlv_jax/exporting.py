@@ -21,6 +21,7 @@ import numpy as np
 from core_jax.convert.safetensors_io import write_tensors
 from core_jax.models import save_model
 from core_jax.partition import flatten
+from core_jax.train.workdir import newest_step
 from vlv_jax import networks as names
 from vlv_jax.experiment import Experiment, ModelConfig
 from vlv_jax.model_card import model_card
@@ -32,7 +33,6 @@ from vlv_jax.workdir import (
     assemble,
     experiment_to_use,
     is_export,
-    newest_step,
 )
 
 FORMAT = 1

@@ -17,6 +17,7 @@ from core_jax.train.optimizer import make_optimizer, make_schedule
 from core_jax.train.run_record import RunRecord
 from core_jax.train.state import TrainState, create_state
 from core_jax.train.step import jit_train_step, make_train_step
+from core_jax.train.workdir import save_experiment
 from vlv_jax import networks as names
 from vlv_jax import stage1, stage2
 from vlv_jax.batches import make_transform, policy_of, views_of
@@ -24,7 +25,7 @@ from vlv_jax.experiment import Experiment
 from vlv_jax.loading import Pieces, cast_frozen
 from vlv_jax.networks import Networks
 from vlv_jax.sample_sheets import make_sample_hook
-from vlv_jax.workdir import assemble, save_experiment, weights_hash
+from vlv_jax.workdir import assemble, weights_hash
 
 
 def trainable_patterns(experiment: Experiment) -> tuple[str, ...]:

@@ -13,26 +13,18 @@ from safetensors.flax import load_file
 from core_jax.config import to_dataclass
 from core_jax.partition import flatten, unflatten
 from core_jax.train.checkpoint import load_params
-from core_jax.train.run_record import CHECKPOINT_DIR, has_checkpoint
+from core_jax.train.run_record import has_checkpoint
+from core_jax.train.workdir import (
+    EXPERIMENT_FILE,
+    WorkdirError,
+)
 from vlv_jax import networks as names
 from vlv_jax.experiment import Experiment, ModelConfig
 from vlv_jax.loading import Pieces, load_networks
 from vlv_jax.networks import Networks
 
-EXPERIMENT_FILE = "experiment.json"
 EXPORT_FILE = "vlv_config.json"
 EXPORT_WEIGHTS = "vlv.safetensors"
-
-
-class WorkdirError(ValueError):
-    """A directory is not what the command needs; the message says what it lacks."""
-
-
-def save_experiment(workdir: pathlib.Path, experiment: Experiment) -> None:
-    """Writes the resolved config, from which every later command finds the run's networks."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(dataclasses.asdict(experiment), indent=2, sort_keys=True)
-    (workdir / EXPERIMENT_FILE).write_text(content + "\n")
 
 
 def load_experiment(workdir: pathlib.Path) -> Experiment:
@@ -179,14 +171,6 @@ def own_params(workdir: pathlib.Path, *, ema: bool) -> dict[str, Any]:
     if not has_checkpoint(str(workdir)):
         raise WorkdirError(f"{workdir} has no checkpoint yet; train it first, or name another run")
     return load_params(str(workdir), ema=ema)
-
-
-def newest_step(path: pathlib.Path) -> int | None:
-    """Step of the newest checkpoint of a run; None for an export."""
-    folder = pathlib.Path(path) / CHECKPOINT_DIR
-    if not folder.is_dir():
-        return None
-    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=None)
 
 
 def trained_params(path: pathlib.Path) -> dict[str, Any]:

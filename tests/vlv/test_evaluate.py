@@ -11,6 +11,7 @@ import pytest
 from core_jax.config import ConfigError, to_dataclass
 from core_jax.evaluation.bootstrap import bootstrap_difference
 from core_jax.evaluation.report import Report
+from core_jax.train.workdir import save_experiment
 from vlv_jax import workdir
 from vlv_jax.batches import views_of
 from vlv_jax.evaluation import run
@@ -26,7 +27,7 @@ from vlv_jax.experiment import Experiment
 from vlv_jax.inference import Autoencoder, Caption, Captioner
 from vlv_jax.loading import load_networks
 from vlv_jax.model_card import metrics_of
-from vlv_jax.workdir import WorkdirError, experiment_to_use, save_experiment
+from vlv_jax.workdir import WorkdirError, experiment_to_use
 
 EVALUATION = {
     "num_captions": 6, "num_redrawn": 3, "num_denoising": 6, "timesteps_per_image": 2,

@@ -127,7 +127,7 @@ def test_names():
 
 def test_flags_change_sampling(tiny_hub, tmp_path, monkeypatch, auto):
     experiment = to_dataclass(Experiment, tiny_hub.experiment())
-    from vlv_jax.workdir import save_experiment
+    from core_jax.train.workdir import save_experiment
 
     save_experiment(tmp_path, experiment)
     fresh = dataclasses.replace(auto)

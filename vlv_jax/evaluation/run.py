@@ -10,6 +10,7 @@ from typing import Any
 from core_jax.evaluation.provenance import command_facts, from_here
 from core_jax.evaluation.report import Report
 from core_jax.train.run_record import versions
+from core_jax.train.workdir import newest_step
 from vlv_jax.evaluation.answering import report_questions
 from vlv_jax.evaluation.captions import CaptionRecord, report_captions, write_captions
 from vlv_jax.evaluation.denoising import group_of, report_denoising
@@ -23,7 +24,6 @@ from vlv_jax.workdir import (
     experiment_to_use,
     exported_model,
     is_export,
-    newest_step,
 )
 
 PARTS = ("captions", "reconstruction", "denoising", "vqa")
