@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from image_files import encode, noise
 from PIL import Image
 
 from core_jax.data import check, convert
@@ -16,6 +15,7 @@ from core_jax.data.images import ImageLimits, Reason, decode_image
 from core_jax.data.pipeline import image_transform, make_batches
 from core_jax.data.resize import CropSpec
 from core_jax.data.sources import Example, SourceError, SourceSpec, open_source
+from tests.core.data.image_files import encode, noise
 
 tfds = pytest.importorskip("tensorflow_datasets")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")

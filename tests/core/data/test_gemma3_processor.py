@@ -5,13 +5,13 @@ import json
 
 import numpy as np
 import pytest
-from image_files import noise
 from PIL import Image
 
 from core_jax.data.gemma3_processor import Gemma3Processor, gemma3_image_processor
 from core_jax.models.gemma3 import Gemma3Config, ImagePromptError
 from core_jax.models.gemma3_text import Gemma3TextConfig
 from core_jax.models.siglip import SiglipVisionConfig
+from tests.core.data.image_files import noise
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>",
            "<end_of_image>", "<image_soft_token>"]  # fmt: skip

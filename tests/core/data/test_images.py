@@ -3,12 +3,20 @@ import pickle
 
 import numpy as np
 import pytest
-from image_files import GRADIENT, animated, encode, exif_rotated, noise, png_16_bit, png_header
 from PIL import Image
 
 from core_jax.data import images
 from core_jax.data.images import BadImage, ImageLimits, Reason, decode_image, inspect_header
 from core_jax.data.resize import CropSpec, crop_image, resize_shorter_side_and_center_crop
+from tests.core.data.image_files import (
+    GRADIENT,
+    animated,
+    encode,
+    exif_rotated,
+    noise,
+    png_16_bit,
+    png_header,
+)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from image_files import noise
 from PIL import Image
 
 from core_jax.data.images import BadImage, Reason
@@ -20,6 +19,7 @@ from core_jax.data.llava_tokens import (
     text_answer,
 )
 from core_jax.data.sources import SourceError, SourceSpec, open_source
+from tests.core.data.image_files import noise
 
 
 def say(*texts):

@@ -4,11 +4,11 @@ import json
 import sys
 
 import pytest
-from image_files import noise
 from PIL import Image
 
 from core_jax.data.llava import LlavaSource
 from core_jax.data.sources import SourceError, SourceSpec, open_source
+from tests.core.data.image_files import noise
 
 
 def test_prepared_sets_have_the_file_s_examples(tmp_path):

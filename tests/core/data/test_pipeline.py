@@ -2,7 +2,6 @@ import time
 
 import numpy as np
 import pytest
-from image_files import encode, noise
 from PIL import Image
 
 from core_jax.data.bad import DataPolicy, TooManyBadExamples
@@ -16,6 +15,7 @@ from core_jax.data.pipeline import (
 )
 from core_jax.data.resize import CropSpec
 from core_jax.data.sources import Example, Source
+from tests.core.data.image_files import encode, noise
 
 FINE = DataPolicy(max_bad_fraction=1.0)
 

@@ -2,10 +2,10 @@ import json
 
 import numpy as np
 import pytest
-from image_files import noise
 from PIL import Image
 
 from core_jax.data.processors import ImageProcessor
+from tests.core.data.image_files import noise
 
 FLORENCE = {
     "auto_map": {"AutoProcessor": "processing_florence2.Florence2Processor"},

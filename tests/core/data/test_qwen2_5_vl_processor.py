@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from image_files import noise
 from PIL import Image
 
 from core_jax.data.qwen2_5_vl_images import Qwen2_5_VLImageProcessor, smart_resize
@@ -15,6 +14,7 @@ from core_jax.models.qwen2_5_vl import (
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLVisionConfig,
 )
+from tests.core.data.image_files import noise
 
 SPECIAL = [
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",

@@ -7,10 +7,10 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from image_files import encode, noise
 
 from core_jax.data.images import BadImage, ImageLimits, Reason
 from core_jax.data.sources import SourceError, SourceSpec, checked_relative, open_source
+from tests.core.data.image_files import encode, noise
 
 LIMITS = ImageLimits()
 PNG = [encode(noise(i, 33, 40)) for i in range(4)]
@@ -316,7 +316,7 @@ class TestCoco:
 
 class TestSpec:
     def test_unknown_kind_lists_the_kinds(self):
-        with pytest.raises(SourceError, match=r"'lmdb'.*'coco', 'folder', 'parquet', 'tfds', 'web"):
+        with pytest.raises(SourceError, match=r"'lmdb'.*'coco', 'folder', 'llava', 'parquet"):
             open_source(SourceSpec(kind="lmdb", path="x"))
 
     def test_unused_fields_are_refused(self):

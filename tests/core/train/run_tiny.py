@@ -9,13 +9,13 @@ import time
 
 import jax
 import numpy as np
-import tiny_problem as tiny
 from jax.experimental import multihost_utils
 
 from core_jax.sharding import DEFAULT_RULES, batch_sharding, make_mesh, param_shardings
 from core_jax.train.loop import LoopConfig, run_training
 from core_jax.train.state import create_state
 from core_jax.train.step import jit_train_step
+from tests.core.train import tiny_problem as tiny
 
 
 def main(workdir, steps, pause):

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_problem as tiny
 
 from core_jax.partition import tree_hash
 from core_jax.sharding import DEFAULT_RULES, abstract_like, make_mesh, param_shardings
@@ -20,6 +19,7 @@ from core_jax.train.run_record import (
     write_record,
 )
 from core_jax.train.state import create_state, init_state
+from tests.core.train import tiny_problem as tiny
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_problem as tiny
 
 from core_jax.sharding import (
     DEFAULT_RULES,
@@ -26,6 +25,7 @@ from core_jax.train.metrics import MultiWriter
 from core_jax.train.run_record import RunRecord, has_checkpoint
 from core_jax.train.state import create_state
 from core_jax.train.step import jit_train_step
+from tests.core.train import tiny_problem as tiny
 
 
 class ListWriter:
@@ -308,7 +308,7 @@ def test_sigterm_in_process_saves_and_returns(tmp_path, capfd):
 def launch(workdir, steps, pause, *cluster, devices=1):
     script = pathlib.Path(__file__).with_name("run_tiny.py")
     root = script.parents[3]
-    env = os.environ | {"PYTHONPATH": f"{root}:{script.parent}", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
     env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     command = [sys.executable, *map(str, (script, workdir, steps, pause, *cluster))]
     pipe = subprocess.PIPE

@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_problem as tiny
 
 from core_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from tests.core.train import tiny_problem as tiny
 
 
 def test_cosine_schedule_with_warmup():

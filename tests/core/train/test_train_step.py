@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_problem as tiny
 
 from core_jax.sharding import (
     DEFAULT_RULES,
@@ -17,6 +16,7 @@ from core_jax.sharding import (
 )
 from core_jax.train.state import create_state, init_state
 from core_jax.train.step import jit_train_step, make_train_step
+from tests.core.train import tiny_problem as tiny
 
 
 def run(step, state, num=3, start=0):
