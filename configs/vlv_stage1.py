@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "learning_rate": 5e-5, "schedule": "cosine", "warmup_steps": 500,
             "total_steps": steps, "b1": 0.9, "b2": 0.99, "weight_decay": 0.01, "clip_norm": 1.0,
         },
-        "denoising": {"loss": "mse", "condition_dropout": 0.0},
+        "denoising": {"loss": "mse", "condition_dropout": 0.0, "min_timestep": 0},
         "sampling": common.sampling(),
         "trainable": (),
     })  # fmt: skip

@@ -36,11 +36,14 @@ class DenoisingConfig:
       loss: "mse", or "l1" (a dormant option of the released code).
       condition_dropout: probability that an example's context is the empty caption's.
       min_snr_gamma: loss weights min(SNR, gamma) / SNR of arXiv 2303.09556; None: no weights.
+      min_timestep: the smallest timestep drawn, of 0 .. T-1. At small ones the noisy latent shows
+        nearly everything, so that the context, and the bottleneck behind it, learns little.
     """
 
     loss: str = "mse"
     condition_dropout: float = 0.0
     min_snr_gamma: float | None = None
+    min_timestep: int = 0
 
     def __post_init__(self):
         if self.loss not in ("mse", "l1"):
@@ -49,6 +52,8 @@ class DenoisingConfig:
             raise ValueError("denoising.condition_dropout must be in [0, 1)")
         if self.min_snr_gamma is not None and self.min_snr_gamma <= 0:
             raise ValueError("denoising.min_snr_gamma must be positive or None")
+        if self.min_timestep < 0:
+            raise ValueError("denoising.min_timestep must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +81,18 @@ def draw(
       key: of the step.
       index: int32 [B], which example each row is.
       shape: of one latent, (h, w, c).
+
+    Raises:
+      ValueError: `min_timestep` lies outside the schedule.
     """
     steps = networks.schedule.num_train_timesteps
+    if config.min_timestep >= steps:
+        raise ValueError(f"denoising.min_timestep must be below the schedule's {steps} steps")
 
     def one(i):
         k_t, k_noise, k_latent, k_drop = jax.random.split(jax.random.fold_in(key, i), 4)
         return (
-            jax.random.randint(k_t, (), 0, steps),
+            jax.random.randint(k_t, (), config.min_timestep, steps),
             jax.random.normal(k_noise, shape),
             k_latent,
             jax.random.uniform(k_drop, ()) >= config.condition_dropout,

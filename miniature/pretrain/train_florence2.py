@@ -23,6 +23,7 @@ from miniature import standins
 from miniature.pretrain.fit import fit, index_batches
 from miniature.pretrain.labels import (
     GridProbe,
+    TextProbe,
     background_labels,
     cell_labels,
     hide_colours,
@@ -38,6 +39,8 @@ LENGTH = 56  # tokens of a caption, start and end included
 PROMPT = "Describe with a paragraph what is shown in the image."
 WORDINGS = 4
 PROBE_WEIGHT = 0.3  # keeps the tower's eye for detail while BART is still finding its words
+NUM_QUERIES = 77  # random vectors that the decoder hears in place of words
+QUERY_WEIGHT = 0.5
 
 
 def train_florence2(
@@ -64,10 +67,17 @@ def train_florence2(
         loss=_tower_loss(model, probe), make_batches=_tower_batches(pixels, arrays),
         steps=tower_steps, learning_rate=2e-3, workdir=workdir, ema_decay=0.99,
     )  # fmt: skip
+    query_probe = TextProbe()
+    query_probe_params = init_probe(
+        query_probe, (1, config.text_config.d_model), jax.random.key(5)
+    )
     learned = fit(
         "florence2",
-        params={"model": params | tower["model"], "probe": tower["probe"]},
-        loss=_caption_loss(model, probe, tokenizer(PROMPT)["input_ids"]),
+        params={
+            "model": params | tower["model"], "probe": tower["probe"],
+            "query_probe": query_probe_params,
+        },
+        loss=_caption_loss(model, probe, query_probe, tokenizer(PROMPT)["input_ids"]),
         make_batches=_batches(pixels, arrays, seed=3),
         steps=steps, learning_rate=1e-3, workdir=workdir, ema_decay=0.995,
     )  # fmt: skip
@@ -108,11 +118,18 @@ def _tower_loss(model: florence2.Florence2, probe: GridProbe) -> Callable:
     return loss
 
 
-def _caption_loss(model: florence2.Florence2, probe: GridProbe, prompt: list[int]) -> Callable:
+def _caption_loss(
+    model: florence2.Florence2, probe: GridProbe, query_probe: TextProbe, prompt: list[int]
+) -> Callable:
+    """Captions; and whatever 77 vectors the decoder hears instead of words, it tells the scene.
+
+    The second part rehearses what the real decoder, a hundred times larger, learns from VLV's 40
+    million images: to answer queries that are not words. The queries are drawn anew in each step.
+    """
     config = model.config.text_config
 
     def loss(params, frozen, batch, key):
-        del frozen, key
+        del frozen
         apply = functools.partial(model.apply, {"params": params["model"]})
         features = apply(_normalized(batch["image"]), method="vision_features")
         probe_value, metrics = _read(probe, params["probe"], features, batch)
@@ -129,7 +146,12 @@ def _caption_loss(model: florence2.Florence2, probe: GridProbe, prompt: list[int
         mask = (targets != config.pad_token_id).astype(jnp.float32)
         losses = token_cross_entropy(logits, targets) * mask
         caption = losses.sum() / mask.sum()
-        return caption + PROBE_WEIGHT * probe_value, metrics | {"caption": caption}
+        queries = jax.random.normal(key, (1, NUM_QUERIES, config.d_model))
+        answers = apply(jnp.broadcast_to(queries, (B, *queries.shape[1:])), states, method="decode")
+        logits = query_probe.apply({"params": params["query_probe"]}, answers)
+        query_value, told = probe_loss(logits, batch["cells"], batch["backgrounds"])  # pyright: ignore[reportArgumentType]
+        metrics |= {"caption": caption, "objects_told": told["objects_right"]}
+        return caption + PROBE_WEIGHT * probe_value + QUERY_WEIGHT * query_value, metrics
 
     return loss
 

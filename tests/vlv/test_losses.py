@@ -18,7 +18,7 @@ from vlv_jax.batches import caption_row, sample_index
 from vlv_jax.encoding import caption_embeddings, context_of, image_features, latent_moments
 from vlv_jax.experiment import ModelConfig
 from vlv_jax.loading import load_networks
-from vlv_jax.stage1 import DenoisingConfig
+from vlv_jax.stage1 import DenoisingConfig, draw
 from vlv_jax.stage2 import CaptioningConfig, caption_loss
 
 DENOISING = DenoisingConfig()
@@ -150,13 +150,25 @@ def test_cached_features_and_moments_give_the_same_stage1_loss(vlv):
 
 
 @pytest.mark.parametrize(
-    "options", [{"loss": "l1"}, {"condition_dropout": 0.9}, {"min_snr_gamma": 1e-3}]
+    "options",
+    [{"loss": "l1"}, {"condition_dropout": 0.9}, {"min_snr_gamma": 1e-3}, {"min_timestep": 900}],
 )
 def test_options_of_the_denoising_loss_change_it(vlv, options):
     plain = _stage1(vlv, _batch())
     changed = _stage1(vlv, _batch(), DenoisingConfig(**options))
     assert np.isfinite(changed)
     assert abs(changed - plain) > 1e-4 * plain
+
+
+def test_drawn_timesteps_stay_above_the_smallest(vlv):
+    networks = vlv[0]
+    T = networks.schedule.num_train_timesteps
+    index, shape = jnp.arange(500), (1, 1, 1)
+    late = DenoisingConfig(min_timestep=T - 10)
+    drawn = draw(networks, late, jax.random.key(0), index, shape).timesteps
+    assert set(np.asarray(drawn)) == set(range(T - 10, T))
+    with pytest.raises(ValueError, match=f"min_timestep must be below the schedule's {T}"):
+        draw(networks, DenoisingConfig(min_timestep=T), jax.random.key(0), index, shape)
 
 
 def _captions(vlv, texts, length=24, *, supervise_eos=True):

@@ -1,8 +1,8 @@
 """The comparison that says what the bottleneck carries: one denoiser, four conditions.
 
-The frozen denoiser predicts the noise of the same noisy latents at the same timesteps, told
-nothing, the true caption, the image's caption embeddings, or another image's. If the embeddings
-give the lowest loss, they carry at least what the caption carries.
+The frozen denoiser looks at the same noisy latents at the same timesteps, told nothing, the true
+caption, the image's caption embeddings, or another image's. If the embeddings give the lowest
+loss, they carry at least what the caption carries.
 """
 
 import functools
@@ -170,7 +170,7 @@ def report_denoising(
         "timesteps_per_image": config.timesteps_per_image,
         "noise_seed": config.seed,
         "bootstrap_samples": config.bootstrap_samples,
-        "loss": "mean squared error of the predicted noise, unweighted",
+        "loss": "mean squared error of the UNet's prediction (noise or v), unweighted",
     }
     add_comparison(report, section, name, losses, options=subject.bootstrap, settings=settings)
 
