@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -160,6 +160,8 @@ def _by_path(
         return hits[0][1] if hits else default
 
     out = jax.tree_util.tree_map_with_path(one, tree)
-    if dead := [pattern for pattern, _ in rows if pattern not in used]:
+    dead = [pattern for pattern, _ in rows if pattern not in used]
+    # `optax.tree_utils.tree_map_params` asks with a placeholder for all parameters, without paths.
+    if dead and isinstance(tree, Mapping):
         raise ValueError(f"optimizer patterns match no trainable parameter: {dead}")
     return out

@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from core_jax.sharding import DEFAULT_RULES, make_mesh, param_shardings
 from core_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from core_jax.train.state import create_state
 from tests.core.train import tiny_problem as tiny
 
 
@@ -126,3 +128,20 @@ def test_lr_multipliers():
 def test_lr_multipliers_are_strict(rows, message):
     with pytest.raises(ValueError, match=message):
         make_optimizer(OptimizerConfig(lr_multipliers=rows)).init(tiny.params())
+
+
+def test_patterns_work_on_a_mesh():
+    """Placing the state asks the optimizer for a state of placeholders, which have no paths."""
+    mesh = make_mesh({"data": 8})
+    shardings = param_shardings(tiny.params(), tiny.PARAM_AXES, DEFAULT_RULES, mesh)
+
+    def build(pattern):
+        optimizer = make_optimizer(
+            OptimizerConfig(lr_multipliers=((pattern, 0.1),), weight_decay_mask=(pattern,))
+        )
+        return create_state(tiny.params(), optimizer, param_shardings=shardings, mesh=mesh)
+
+    state, _ = build("down/.*")
+    assert jax.tree.structure(state.params) == jax.tree.structure(tiny.params())
+    with pytest.raises(ValueError, match="match no trainable parameter"):
+        build("side/.*")
