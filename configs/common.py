@@ -27,6 +27,7 @@ def full_model() -> ConfigDict:
         "vae_dtype": "float32",
         "execution": {
             "attention": "xla", "conv": "xla", "depthwise_conv": "xla", "remat": "full",
+            "unroll": 1,
         },
     })  # fmt: skip
 
@@ -40,6 +41,7 @@ def mini_model(language_model: str = "") -> ConfigDict:
     model.frozen_dtype = model.compute_dtype = "float32"
     model.execution.remat = "none"
     model.execution.depthwise_conv = "shifts"
+    model.execution.unroll = 8
     return model
 
 

@@ -40,5 +40,6 @@ def _mini(config: ConfigDict) -> None:
     config.run = common.run(steps, save_every=500, sample_every=500)
     # At 1e-3 the pretrained decoder forgets where things are: no object was redrawn in its place.
     config.optimizer.update(learning_rate=3e-4, warmup_steps=50, total_steps=steps)
+    config.denoising.min_timestep = 200  # below, the latents show nearly everything themselves
     config.sampling = common.mini_sampling()
     config.evaluation = common.mini_evaluation()

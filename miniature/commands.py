@@ -8,6 +8,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_GIGABYTE = 1 << 30
+GLIBC_TUNABLES = ":".join((
+    "glibc.malloc.hugetlb=1",
+    f"glibc.malloc.mmap_threshold={2 * _GIGABYTE - 1}",
+    f"glibc.malloc.trim_threshold={8 * _GIGABYTE}",
+    f"glibc.malloc.top_pad={200 << 20}",
+))  # fmt: skip
+
 
 def run(module: str, *, config_values: Mapping[str, Any] | None = None, **options: Any) -> None:
     """Prints and runs `python -m MODULE --option=value ... --config.name=value ...`.
@@ -45,3 +53,13 @@ def keep_compiled_programs(root: pathlib.Path) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+
+def keep_memory() -> None:
+    """Lets the commands that follow keep freed memory, in huge pages, instead of returning it.
+
+    XLA allocates a step's buffers anew in each step; on a CPU, glibc maps and clears them page by
+    page, which took 40 % of a training step (docs/decisions/0004). Only glibc reads this; the
+    user's own GLIBC_TUNABLES stay.
+    """
+    os.environ.setdefault("GLIBC_TUNABLES", GLIBC_TUNABLES)

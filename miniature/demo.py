@@ -10,7 +10,7 @@ import time
 
 from absl import app, flags
 
-from miniature.commands import keep_compiled_programs, run, world_path
+from miniature.commands import keep_compiled_programs, keep_memory, run, world_path
 from miniature.world.folder import write_folder
 
 _SCALE = flags.DEFINE_enum(
@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
     smoke = _SCALE.value == "smoke"
     root = pathlib.Path(_ROOT.value).absolute()
     keep_compiled_programs(root)
+    keep_memory()
     demo = root / ("demo-smoke" if smoke else "demo")
     builder = "smoke" if smoke else "full"
     world = root / "miniature_world"

@@ -108,6 +108,7 @@ def _model(variant: str) -> dict[str, Any]:
         "execution": {
             "attention": "xla", "conv": "xla", "depthwise_conv": "xla",
             "remat": "none" if is_mini(variant) else "full",
+            "unroll": 8 if is_mini(variant) else 1,
         },
     }  # fmt: skip
 

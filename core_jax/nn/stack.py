@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from core_jax.ops.execution import RematPolicy
+from core_jax.ops.execution import Execution, RematPolicy
 
 _POLICIES = {
     "full": None,  # jax.checkpoint's default keeps nothing
@@ -23,7 +23,7 @@ def remat_layer(block: type[nn.Module], policy: RematPolicy) -> type[nn.Module]:
 
 
 def scan_layers(
-    block: type[nn.Module], *, length: int, num_broadcast: int = 0, remat: RematPolicy = "none"
+    block: type[nn.Module], *, length: int, execution: Execution, num_broadcast: int = 0
 ) -> type[nn.Module]:
     """A module class that applies `block` `length` times with stacked parameters.
 
@@ -33,12 +33,12 @@ def scan_layers(
     Args:
       block: Linen module class.
       length: number of layers; the parameters get a leading axis of this length.
+      execution: its `remat` and `unroll`.
       num_broadcast: how many arguments after `per_layer` every layer shares.
-      remat: see `Execution.remat`.
     """
-    if remat != "none":
+    if execution.remat != "none":
         # Inside a scan the compiler cannot merge the two passes, so no barrier is needed.
-        block = nn.remat(block, prevent_cse=False, policy=_POLICIES[remat])
+        block = nn.remat(block, prevent_cse=False, policy=_POLICIES[execution.remat])
     return nn.scan(
         block,
         variable_axes={"params": 0},
@@ -46,6 +46,7 @@ def scan_layers(
         in_axes=cast(Any, (0, *(nn.broadcast,) * num_broadcast)),  # annotated as one int only
         out_axes=0,
         length=length,
+        unroll=min(execution.unroll, length),
     )
 
 

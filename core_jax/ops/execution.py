@@ -21,12 +21,16 @@ class Execution:
         on CPUs the compiler's own ("xla") is twenty times slower.
       remat: what a layer's backward pass recomputes. "none" keeps every activation, "full" keeps
         only a layer's input, "dots" keeps the results of matrix products without batch dimensions.
+      unroll: how many layers one turn of the loop over layers runs. 1 compiles fastest. As many as
+        there are leaves no loop, which spares copies of weights and activations: on two CPU cores
+        the miniature's training steps are 20 % faster.
     """
 
     attention: AttentionBackend = "xla"
     conv: ConvBackend = "xla"
     depthwise_conv: DepthwiseBackend = "xla"
     remat: RematPolicy = "none"
+    unroll: int = 1
 
     def __post_init__(self):
         for name, allowed in (
@@ -38,3 +42,5 @@ class Execution:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"execution.{name} is {value!r}; it must be one of {allowed}")
+        if self.unroll < 1:
+            raise ValueError(f"execution.unroll is {self.unroll}; it must be at least 1")

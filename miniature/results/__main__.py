@@ -14,7 +14,7 @@ from typing import Any
 from absl import app, flags
 
 from miniature import standins
-from miniature.commands import keep_compiled_programs, run, run_words, world_path
+from miniature.commands import keep_compiled_programs, keep_memory, run, run_words, world_path
 from miniature.results.plan import BUDGETS, COMPARISONS, Budget, Comparison, Run, runs
 
 _SCALE = flags.DEFINE_enum("scale", "full", ["full", "smoke"], "smoke: a few steps of everything.")
@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
     smoke = _SCALE.value == "smoke"
     root = pathlib.Path(_ROOT.value).absolute()
     keep_compiled_programs(root)
+    keep_memory()
     folder = root / ("results-smoke" if smoke else "results")
     builder, budget = ("smoke" if smoke else "full"), BUDGETS[_SCALE.value]
     world = root / "miniature_world"

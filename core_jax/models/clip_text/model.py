@@ -68,7 +68,7 @@ class CLIPTextModel(nn.Module):
         self.token_embedding = Embed(c.vocab_size, c.hidden_size)
         self.position_embedding = Embed(c.max_position_embeddings, c.hidden_size)
         layers = scan_layers(
-            _Layer, length=c.num_hidden_layers, num_broadcast=1, remat=self.execution.remat
+            _Layer, length=c.num_hidden_layers, num_broadcast=1, execution=self.execution
         )
         self.layers = layers(c, self.execution)
         self.final_layer_norm = LayerNorm(c.layer_norm_eps)

@@ -155,7 +155,7 @@ class BartEncoder(_Stack):
         self.embed_positions = Embed(c.max_position_embeddings + POSITION_OFFSET, c.d_model)
         self.layernorm_embedding = LayerNorm(_EPS)
         layers = scan_layers(
-            _EncoderLayer, length=c.encoder_layers, num_broadcast=1, remat=self.execution.remat
+            _EncoderLayer, length=c.encoder_layers, num_broadcast=1, execution=self.execution
         )
         self.layers = layers(c, self.execution)
 
@@ -179,7 +179,7 @@ class BartDecoder(_Stack):
         self.embed_positions = Embed(c.max_position_embeddings + POSITION_OFFSET, c.d_model)
         self.layernorm_embedding = LayerNorm(_EPS)
         layers = scan_layers(
-            _DecoderLayer, length=c.decoder_layers, num_broadcast=4, remat=self.execution.remat
+            _DecoderLayer, length=c.decoder_layers, num_broadcast=4, execution=self.execution
         )
         self.layers = layers(c, self.execution)
 

@@ -135,7 +135,7 @@ class DaViT(nn.Module):
         c, x = self.config, pixel_values
         for i, depth in enumerate(c.depths):
             x = _PatchEmbed(c, self.execution, i, name=f"convs_{i}")(x)
-            blocks = scan_layers(_Block, length=depth, remat=self.execution.remat)
+            blocks = scan_layers(_Block, length=depth, execution=self.execution)
             x, _ = blocks(c, self.execution, i, name=f"blocks_{i}")(x, None)
         return x
 

@@ -183,7 +183,9 @@ class Gemma3ForCausalLM(nn.Module):
         return self.norm(x), cache
 
     def _stack(self, length: int) -> nn.Module:
-        return scan_layers(_Layer, length=length, num_broadcast=1)(self.config, self.execution)
+        # Declares the parameters; `_run_layers` runs the layers.
+        layers = scan_layers(_Layer, length=length, execution=Execution(), num_broadcast=1)
+        return layers(self.config, self.execution)
 
     def _run_layers(self, carry: Any, shared: Any) -> Any:
         """All layers in their order; (inputs, the stacks of both kinds) in and out."""

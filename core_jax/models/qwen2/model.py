@@ -92,7 +92,7 @@ class Qwen2ForCausalLM(nn.Module):
         c = self.config
         self.embed_tokens = Embed(c.vocab_size, c.hidden_size)
         layers = scan_layers(
-            _Layer, length=c.num_hidden_layers, num_broadcast=1, remat=self.execution.remat
+            _Layer, length=c.num_hidden_layers, num_broadcast=1, execution=self.execution
         )
         self.layers = layers(c, self.execution)
         self.norm = RMSNorm(c.rms_norm_eps)

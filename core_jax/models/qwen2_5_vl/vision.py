@@ -128,7 +128,7 @@ class Qwen2_5_VLVision(nn.Module):
         c = self.config
         self.patch_embed = _PatchEmbedding(c)
         blocks = scan_layers(
-            _Block, length=c.depth, num_broadcast=1, remat=self.execution.remat
+            _Block, length=c.depth, num_broadcast=1, execution=self.execution
         )
         self.blocks = blocks(c, self.execution)
         self.merger = PatchMerger(c.out_hidden_size, c.merge_unit)

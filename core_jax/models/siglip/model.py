@@ -65,7 +65,7 @@ class SiglipVisionModel(nn.Module):
             c.hidden_size, c.patch_size, stride=c.patch_size, backend=self.execution.conv
         )
         self.position_embedding = Embed(c.patches_per_side**2, c.hidden_size)
-        layers = scan_layers(_Layer, length=c.num_hidden_layers, remat=self.execution.remat)
+        layers = scan_layers(_Layer, length=c.num_hidden_layers, execution=self.execution)
         self.layers = layers(c, self.execution)
         self.post_layernorm = LayerNorm(c.layer_norm_eps)
 

@@ -106,7 +106,7 @@ def test_other_convolutions_and_remat_change_no_gradient():
         return jax.jit(jax.grad(loss))(params)
 
     plain, other = gradient(Execution()), gradient(
-        Execution(conv="im2col", depthwise_conv="shifts", remat="full")
+        Execution(conv="im2col", depthwise_conv="shifts", remat="full", unroll=8)
     )
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(plain))
     assert scale > 0

@@ -206,7 +206,7 @@ def test_configurations_of_both_transformers_and_what_is_refused():
         Qwen2Config(num_attention_heads=6, num_key_value_heads=4)
 
 
-def test_bfloat16_is_near_float32_and_remat_changes_nothing(twin):
+def test_bfloat16_is_near_float32_and_remat_and_unrolling_change_nothing(twin):
     _, path = twin
     model, params = load_model(path)
     want = jax.jit(model.apply)({"params": params}, _ids(8))
@@ -214,12 +214,12 @@ def test_bfloat16_is_near_float32_and_remat_changes_nothing(twin):
     got = jax.jit(half.apply)({"params": half_params}, _ids(8))
     assert got.dtype == jnp.bfloat16
     assert 1e-4 < relative_error(got.astype(jnp.float32), want) < 0.1
-    remat = Qwen2ForCausalLM(model.config, Execution(remat="full"))
+    changed = Qwen2ForCausalLM(model.config, Execution(remat="full", unroll=2))
 
     def loss(params, model):
         return jnp.mean(jnp.square(model.apply({"params": params}, _ids(8))))
 
     grad = jax.jit(jax.grad(loss), static_argnums=1)
-    plain, again = (grad(params, m) for m in (model, remat))
+    plain, again = (grad(params, m) for m in (model, changed))
     for name, leaf in flatten(plain).items():
         assert close(flatten(again)[name], leaf, 1e-5), name
