@@ -35,7 +35,7 @@ SCALES = {
     # Under three hours on two quiet cores.
     "full": Scale(
         images=24_000, vae=4000, text_encoder=700, diffusion=3000, tower=2000, florence2=2000,
-        language_models=2600,
+        language_models=6000,
     ),
     # Seconds: shows that everything runs. The results know nothing.
     "smoke": Scale(

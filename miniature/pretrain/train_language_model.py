@@ -14,6 +14,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from core_jax.models import qwen2, save_model
+from core_jax.ops.execution import Execution
 from core_jax.ops.losses import masked_mean, token_cross_entropy
 from miniature import standins
 from miniature.pretrain.fit import fit
@@ -39,7 +40,8 @@ def train_language_model(out: pathlib.Path, workdir: pathlib.Path, *, steps: int
     config = standins.language_model_config(
         out.name, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id
     )
-    model = qwen2.Qwen2ForCausalLM(config=config)
+    execution = Execution(unroll=config.num_hidden_layers)
+    model = qwen2.Qwen2ForCausalLM(config=config, execution=execution)
 
     def loss(params, frozen, batch, key):
         del frozen, key
@@ -69,7 +71,7 @@ def train_language_model(out: pathlib.Path, workdir: pathlib.Path, *, steps: int
 
 
 def _batch(tokenizer, step: int, *, reading: bool) -> dict[str, np.ndarray]:
-    """Texts of one step: two thirds questions, a quarter paraphrases, a twelfth captions.
+    """Texts of one step: half paraphrases, five twelfths questions, a twelfth captions.
 
     While `reading`, a quarter each of random words said again and again, captions said twice,
     paraphrases and questions: whoever repeats what is written learns to look things up, in some
@@ -140,4 +142,4 @@ def _dialogue(scene: Scene, rng: np.random.Generator) -> Pieces:
 
 # What the rows of a batch are, in turn.
 _TO_READ = (_dialogue, _said_twice, _paraphrase)
-_TO_ANSWER = (*(_dialogue, _dialogue, _paraphrase) * 3, _dialogue, _dialogue, _said_once)
+_TO_ANSWER = (*(_dialogue, _paraphrase) * 5, _paraphrase, _said_once)
