@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _mini(config: ConfigDict) -> None:
-    steps = 1200
+    steps = 1000
     config.model = common.mini_model()
     config.data = common.mini_data()
     config.run = common.run(steps, save_every=500, sample_every=500)

@@ -55,7 +55,7 @@ def _mini(config: ConfigDict, language_model: str) -> None:
     config.model = common.mini_model(language_model)
     config.data = common.mini_data()
     config.run = common.run(steps, save_every=500, sample_every=500, init_from="runs/demo/stage1")
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=50, total_steps=steps)
+    config.optimizer.update(learning_rate=5e-4, warmup_steps=50, total_steps=steps)
     config.captioning.reconstruction_weight = 0.0
     config.sampling = common.mini_sampling()
     config.evaluation = common.mini_evaluation()
