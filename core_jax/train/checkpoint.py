@@ -8,6 +8,7 @@ The newest checkpoints are kept, never the best: the newest is the one to resume
 import contextlib
 import gc
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -64,7 +65,7 @@ class Checkpoints:
         self._checkpointer = self._open()
 
     def _open(self) -> ocp.training.Checkpointer:
-        directory = (self.workdir / CHECKPOINT_DIR).resolve()
+        directory = _directory_of(self.workdir)
         return ocp.training.Checkpointer(
             directory,
             save_decision_policy=self._saving,
@@ -224,7 +225,7 @@ def load_params(
         FileNotFoundError: if there is no readable checkpoint.
         ValueError: if the run kept no moving average and `ema` is set.
     """
-    directory = epath.Path(workdir) / CHECKPOINT_DIR
+    directory = _directory_of(workdir)
     names = [path.name for path in directory.iterdir()] if directory.exists() else []
     field = "ema" if ema else "params"
     for step in sorted((int(name) for name in names if name.isdigit()), reverse=True):
@@ -241,6 +242,15 @@ def load_params(
             raise ValueError(f"{path} has no {field}; the run was made without a moving average")
         return tree
     raise FileNotFoundError(f"{workdir} has no readable checkpoint under {CHECKPOINT_DIR}/")
+
+
+def _directory_of(workdir: epath.PathLike) -> epath.Path:
+    """Where a run's checkpoints are; orbax reads relative paths as damaged checkpoints.
+
+    An address such as gs://bucket/run is absolute, but `resolve` takes it for a relative path.
+    """
+    directory = epath.Path(workdir) / CHECKPOINT_DIR
+    return directory if "://" in os.fspath(directory) else directory.resolve()
 
 
 def _metadata(path: epath.Path) -> Tree:

@@ -50,7 +50,8 @@ def train_florence2(
     tokenizer = AutoTokenizer.from_pretrained(out)
     pixels = images("train", 0, num_images, cache=workdir / "data")
     config = standins.florence2_config(len(tokenizer), tokenizer.convert_tokens_to_ids("<image>"))
-    model = florence2.Florence2(config=config, execution=Execution(depthwise_conv="shifts", unroll=8))
+    execution = Execution(depthwise_conv="shifts", unroll=8)
+    model = florence2.Florence2(config=config, execution=execution)
     all_scenes = scenes("train", 0, num_images)
     arrays = {
         "cells": cell_labels(all_scenes),

@@ -9,7 +9,7 @@ import pytest
 
 from core_jax.partition import tree_hash
 from core_jax.sharding import DEFAULT_RULES, abstract_like, make_mesh, param_shardings
-from core_jax.train.checkpoint import Checkpoints, load_params, warm_start
+from core_jax.train.checkpoint import Checkpoints, _directory_of, load_params, warm_start
 from core_jax.train.errors import NonFiniteError, ResumeError
 from core_jax.train.run_record import (
     RunRecord,
@@ -225,6 +225,13 @@ def test_load_params_reads_parameters_only(tmp_path, state):
     )
     tiny.assert_equal(sharded, at(state, 2).params)
     assert len(sharded["up"]["kernel"].sharding.device_set) == 8
+
+
+def test_relative_paths_are_read_and_addresses_stay(tmp_path, state, monkeypatch):
+    save_all(tmp_path / "run", state, [2])
+    monkeypatch.chdir(tmp_path)
+    tiny.assert_equal(load_params("run"), at(state, 2).params)
+    assert str(_directory_of("gs://bucket/run")) == "gs://bucket/run/checkpoints"
 
 
 def test_load_params_errors(tmp_path):
