@@ -56,7 +56,7 @@ demo: install
 results: install
 	$(RUN) -m miniature.results --scale=$(SCALE)
 
-# Trains the stand-ins again (up to three hours on two cores); they are shipped already.
+# Trains the stand-ins again (up to four hours on two cores); they are shipped already.
 miniature: install
 	$(RUN) -m miniature.pretrain
 

@@ -32,7 +32,7 @@ class Scale:
 
 
 SCALES = {
-    # Under three hours on two quiet cores.
+    # About four hours on two cores.
     "full": Scale(
         images=24_000, vae=4000, text_encoder=700, diffusion=3000, tower=2000, florence2=2000,
         language_models=6000,
