@@ -6,7 +6,7 @@ which a draft would be accepted there, and 1 less it is the total-variation dist
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from massv_jax.evaluation.acceptance import Measured
 from massv_jax.evaluation.prompts import Question
 from massv_jax.experiment import DecodingConfig
 from massv_jax.speculative.accept import warp_window
-from massv_jax.speculative.decoder import SpeculativeDecoder, mesh_of
+from massv_jax.speculative.decoder import Session, SpeculativeDecoder, mesh_of
 from massv_jax.speculative.drafting import NetworkProposer
 
 BINS = 20
@@ -121,14 +121,7 @@ def compare_on_answers(
         )  # fmt: skip
         tokens = answers.tokens[first : first + batch_size]
         tokens = np.pad(tokens, ((0, batch_size - len(batch)), (0, 0)), mode="edge")
-        request = session.request
-        both = _Both(session.program.decoder, decoder.drafter.proposer)
-        with mesh_of(session.params):
-            found = _compare(
-                both, (session.params.target, session.params.drafter),
-                (request.prompt, request.draft_prompt), request.images,
-                jnp.asarray(tokens, jnp.int32), rule,
-            )  # fmt: skip
+        found = _read(session, decoder.drafter.proposer, tokens, rule, _overlap_and_agreement)
         parts.append([np.asarray(x)[: len(batch)] for x in found])
     overlap, agree = (np.concatenate(x) for x in zip(*parts, strict=True))
     place = np.arange(N)[None]
@@ -137,23 +130,11 @@ def compare_on_answers(
     return Forced(overlap, agree, counted, is_end & counted)
 
 
-@functools.partial(jax.jit, static_argnames=("both", "rule"))
-def _compare(
-    both: _Both,
-    params: Any,
-    prompts: Any,
-    images: Any,
-    tokens: Int[Array, "B N"],
-    rule: SamplingRule,
-) -> tuple[Float[Array, "B N"], Any]:
-    vision = None if images is None else both.target.encode_images(params[0], images)
-
-    def reduce(pair: Any) -> tuple[Array, Array]:
-        agree = jnp.argmax(pair[0], axis=-1) == jnp.argmax(pair[1][..., : pair[0].shape[-1]], -1)
-        p, q = _distributions(pair, rule)
-        return jnp.sum(jnp.minimum(p, q), axis=-1), agree
-
-    return read_answer(both, params, prompts, vision, tokens, reduce)  # type: ignore[arg-type]
+def _overlap_and_agreement(pair: Any, rule: SamplingRule) -> tuple[Array, Array]:
+    """Sum of min(p, q), and whether both find the same token likeliest, in every place."""
+    agree = jnp.argmax(pair[0], axis=-1) == jnp.argmax(pair[1][..., : pair[0].shape[-1]], -1)
+    p, q = _distributions(pair, rule)
+    return jnp.sum(jnp.minimum(p, q), axis=-1), agree
 
 
 def _distributions(
@@ -181,26 +162,36 @@ def read_distributions(
     session = dataclasses.replace(decoder, batch_size=None).begin(
         [list(question.images)], [question.prompt], max_new_tokens=len(tokens), max_gamma=1
     )
-    request = session.request
-    both = _Both(session.program.decoder, decoder.drafter.proposer)
-    with mesh_of(session.params):
-        p, q = _read(
-            both, (session.params.target, session.params.drafter),
-            (request.prompt, request.draft_prompt), request.images,
-            jnp.asarray(tokens, jnp.int32)[None], rule,
-        )  # fmt: skip
+    p, q = _read(session, decoder.drafter.proposer, tokens[None], rule, _distributions)
     return np.asarray(p)[0], np.asarray(q)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("both", "rule"))
 def _read(
+    session: Session, proposer: NetworkProposer, tokens: np.ndarray, rule: SamplingRule,
+    reduce: Callable[[Any, SamplingRule], Any],
+) -> Any:  # fmt: skip
+    """`reduce` of both networks' logits in every place of a session's answers [B, N]."""
+    request, params = session.request, session.params
+    both = _Both(session.program.decoder, proposer)
+    with mesh_of(params):
+        return _program(
+            both, (params.target, params.drafter), (request.prompt, request.draft_prompt),
+            request.images, jnp.asarray(tokens, jnp.int32), rule, reduce,
+        )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("both", "rule", "reduce"))
+def _program(
     both: _Both,
     params: Any,
     prompts: Any,
     images: Any,
     tokens: Int[Array, "B N"],
     rule: SamplingRule,
+    reduce: Callable[[Any, SamplingRule], Any],
 ) -> Any:
     vision = None if images is None else both.target.encode_images(params[0], images)
-    reduce = functools.partial(_distributions, rule=rule)
-    return read_answer(both, params, prompts, vision, tokens, reduce)  # type: ignore[arg-type]
+    return read_answer(
+        both,  # type: ignore[arg-type]
+        params, prompts, vision, tokens, lambda pair: reduce(pair, rule),
+    )  # fmt: skip
