@@ -130,7 +130,7 @@ COMPARISONS = (
     ),
     Comparison(
         section="vlv.ablations.T5b_language_model", metrics=_CAPTIONING, baseline="large",
-        arms={"small": ("small",), "medium": ("medium",), "large": ("all",)},
+        arms={"small": ("small",), "medium": ("medium",), "large": ("mlp_llm",)},
         note="Size of the language model, as in the paper's table 5b.",
     ),
     Comparison(
