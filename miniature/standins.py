@@ -5,20 +5,36 @@
 | Stable Diffusion 2.1-base  | stable-diffusion (a pipeline)    |
 | Florence-2-large           | florence2                        |
 | Qwen2.5 0.5B / 1.5B / 3B   | qwen2.5-small / -medium / -large |
+| Qwen2.5-VL-7B-Instruct     | qwen2.5-vl                       |
+| Qwen2.5-1.5B-Instruct      | qwen2.5-text                     |
+| gemma-3-12b-it             | gemma-3                          |
+| gemma-3-1b-it              | gemma-3-text                     |
 """
 
+import dataclasses
 import pathlib
 
 from core_jax.diffusion.schedule import NoiseSchedule
 from core_jax.models.autoencoder_kl import AutoencoderKLConfig
 from core_jax.models.clip_text import CLIPTextConfig
 from core_jax.models.florence2 import BartConfig, Florence2Config, Florence2VisionConfig
+from core_jax.models.gemma3 import Gemma3Config
+from core_jax.models.gemma3_text import Gemma3TextConfig
 from core_jax.models.qwen2 import Qwen2Config
+from core_jax.models.qwen2_5_vl import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLVisionConfig,
+)
+from core_jax.models.siglip import SiglipVisionConfig
 from core_jax.models.unet import UNet2DConditionConfig
 
 CHECKPOINTS = pathlib.Path(__file__).parent / "checkpoints"
 PIPELINE, FLORENCE2 = "stable-diffusion", "florence2"
 LANGUAGE_MODELS = ("qwen2.5-small", "qwen2.5-medium", "qwen2.5-large")
+# Targets that see, and the language models that are made drafters of them.
+QWEN2_5_VL, QWEN2_5_TEXT = "qwen2.5-vl", "qwen2.5-text"
+GEMMA_3, GEMMA_3_TEXT = "gemma-3", "gemma-3-text"
 
 CONTEXT_DIM = 128
 LATENT_SIZE = 16  # latents are 16x16 for 64x64 images: 8x8 would blur the small shapes
@@ -132,6 +148,102 @@ def language_model_config(name: str, vocab_size: int, eos_id: int, pad_id: int) 
         pad_token_id=pad_id,
     )
 
+
+# Pictures of 64 pixels are enlarged to 72: a cell of a scene is then two by two image tokens.
+TARGET_IMAGE_SIZE, TARGET_PATCH_SIZE = 72, 6
+_SPARE_ROWS = 8  # released targets' tables are padded further than those of small language models
+
+
+def qwen2_5_vl_config(tokenizer) -> Qwen2_5_VLConfig:
+    """The language model is `qwen2.5-large` with positions in three directions."""
+    base = language_model_config(
+        "qwen2.5-large", len(tokenizer) + _SPARE_ROWS, tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )  # fmt: skip
+    fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    text = Qwen2_5_VLTextConfig(**fields | {"eos_token_id": end}, mrope_section=(4, 6, 6))
+    ids = {
+        f"{name}_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
+        for name, token in (
+            ("image_token", "image_pad"), ("video_token", "video_pad"),
+            ("vision_start_token", "vision_start"), ("vision_end_token", "vision_end"),
+        )
+    }  # fmt: skip
+    vision = Qwen2_5_VLVisionConfig(
+        depth=4, hidden_size=96, num_heads=3, intermediate_size=256,
+        patch_size=TARGET_PATCH_SIZE, window_size=TARGET_IMAGE_SIZE // 2,
+        out_hidden_size=text.hidden_size, fullatt_block_indexes=(1, 3),
+    )  # fmt: skip
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
+
+
+QWEN2_5_VL_PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "min_pixels": TARGET_IMAGE_SIZE**2,
+    "max_pixels": 4 * TARGET_IMAGE_SIZE**2,
+    "patch_size": TARGET_PATCH_SIZE,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "resample": 3,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+def _gemma_text_config(tokenizer, *, rows: int, width: int, layers: int, pattern: int):
+    return Gemma3TextConfig(
+        vocab_size=rows, hidden_size=width, intermediate_size=3 * width,
+        num_hidden_layers=layers, num_attention_heads=width // 32, num_key_value_heads=1,
+        head_dim=32, query_pre_attn_scalar=32, sliding_window=48,
+        sliding_window_pattern=pattern, rope_theta=1e4, rope_local_base_freq=1e3,
+        max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=gemma_ends(tokenizer), pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+def gemma_ends(tokenizer) -> tuple[int, int]:
+    """End of text, end of turn."""
+    return (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>"))
+
+
+def gemma_3_config(tokenizer) -> Gemma3Config:
+    """Two local layers to a global one, where the released have five."""
+    text = _gemma_text_config(
+        tokenizer, rows=len(tokenizer) + _SPARE_ROWS, width=160, layers=6, pattern=3
+    )
+    return Gemma3Config(
+        text_config=text,
+        vision_config=SiglipVisionConfig(
+            hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=3,
+            image_size=TARGET_IMAGE_SIZE, patch_size=TARGET_PATCH_SIZE,
+        ),
+        mm_tokens_per_image=36,
+        boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
+        eos_token_id=gemma_ends(tokenizer),
+    )  # fmt: skip
+
+
+def gemma_3_text_config(tokenizer) -> Gemma3TextConfig:
+    """As small as `qwen2.5-small`; its table ends before the placeholder of an image."""
+    return _gemma_text_config(tokenizer, rows=len(tokenizer), width=64, layers=2, pattern=2)
+
+
+GEMMA_3_PREPROCESSOR = {
+    "image_processor_type": "Gemma3ImageProcessor",
+    "do_pan_and_scan": None,
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "resample": 2,
+    "size": {"height": TARGET_IMAGE_SIZE, "width": TARGET_IMAGE_SIZE},
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "image_seq_length": 36,
+}
 
 FLORENCE2_PREPROCESSOR = {
     "image_processor_type": "CLIPImageProcessor",

@@ -1,9 +1,11 @@
-"""Three small tokenizers in the hub's layouts, learned from the miniature world's text.
+"""Small tokenizers in the hub's layouts, learned from the miniature world's text.
 
 Their algorithms, special tokens and files are those of the big ones; only the merges are few, so
 that every word of the world is one token. `clip` is Stable Diffusion 2.1's (77 tokens, padded with
 '!', id 0), `florence2` is BART's with Florence-2's `<image>`, `qwen2` is Qwen2.5's with the special
-tokens of Qwen2.5-VL. All know every byte, hence every text.
+tokens of Qwen2.5-VL, `qwen2-chat` the same with the chat template of Qwen2.5-VL, `gemma3-text` is
+Gemma 3's and `gemma3` the same with the placeholder of an image, whose id is the next one after
+the text model's table, as in the released models. All know every byte, hence every text.
 
     python -m miniature.tokenizers OUT_DIR
 """
@@ -11,12 +13,19 @@ tokens of Qwen2.5-VL. All know every byte, hence every text.
 import functools
 import itertools
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformers import AddedToken, BartTokenizer, CLIPTokenizer, Qwen2Tokenizer
+from transformers import (
+    AddedToken,
+    BartTokenizer,
+    CLIPTokenizer,
+    GemmaTokenizer,
+    Qwen2Tokenizer,
+)
 
 from miniature.world import STYLES, describe, questions, sample_scene
 
@@ -48,6 +57,35 @@ _CHAT_TEMPLATE = (
     " + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Without the tools and videos of the released template, which is otherwise the same.
+_IMAGE_CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GEMMA_SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+_GEMMA_TURNS = ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>")
+GEMMA_IMAGE_TOKEN = "<image_soft_token>"
+_GEMMA_TOKEN_NAMES = ("sot_token", "eot_token", "boi_token", "eoi_token", "image_token")
+# As the released one, without its check that turns alternate.
+_GEMMA_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{% set first = (messages[0]['content'] if messages[0]['content'] is string else"
+    " messages[0]['content'][0]['text']) + '\n\n' %}{% set turns = messages[1:] %}"
+    "{% else %}{% set first = '' %}{% set turns = messages %}{% endif %}"
+    "{% for message in turns %}<start_of_turn>"
+    "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+    "{{ first if loop.first else '' }}"
+    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}<start_of_image>"
+    "{% else %}{{ content['text'] | trim }}{% endif %}{% endfor %}{% endif %}"
+    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
 _SCENES = 1500  # enough for every word in every place of a sentence
 
 Word = tuple[str, ...]
@@ -55,10 +93,10 @@ Pair = tuple[str, str]
 
 
 def build_tokenizers(out_dir: str | Path, seed: int = 0) -> dict[str, Path]:
-    """Learns and writes the three tokenizers; equal seeds give equal files, byte for byte.
+    """Learns and writes the tokenizers; equal seeds give equal files, byte for byte.
 
     Args:
-        out_dir: receives the directories `clip`, `florence2` and `qwen2`.
+        out_dir: receives a directory for each.
         seed: of the world whose text they learn from.
 
     Returns:
@@ -66,7 +104,14 @@ def build_tokenizers(out_dir: str | Path, seed: int = 0) -> dict[str, Path]:
     """
     out_dir = Path(out_dir)
     texts = list(corpus(seed))
-    builders = {"clip": _build_clip, "florence2": _build_florence2, "qwen2": _build_qwen2}
+    builders = {
+        "clip": _build_clip,
+        "florence2": _build_florence2,
+        "qwen2": functools.partial(_build_qwen2, template=_CHAT_TEMPLATE),
+        "qwen2-chat": functools.partial(_build_qwen2, template=_IMAGE_CHAT_TEMPLATE),
+        "gemma3-text": functools.partial(_build_gemma3, sees=False),
+        "gemma3": functools.partial(_build_gemma3, sees=True),
+    }
     return {name: build(out_dir / name, texts) for name, build in builders.items()}
 
 
@@ -145,9 +190,7 @@ def _count_words(tokenizer, texts: list[str], end: str = "") -> Counter[Word]:
 def _write(directory: Path, cls, tokens: list[str], merges: list[Pair], **kwargs) -> Path:
     """Writes vocab.json and merges.txt, lets transformers read them and add its own files."""
     directory.mkdir(parents=True, exist_ok=True)
-    vocab = {token: i for i, token in enumerate(tokens)}
-    if len(vocab) != len(tokens):
-        raise ValueError(f"{directory.name}: a token occurs twice in the vocabulary")
+    vocab = _numbered(tokens, directory.name)
     text = json.dumps(vocab, ensure_ascii=False)
     (directory / "vocab.json").write_text(text, encoding="utf-8")
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
@@ -155,6 +198,13 @@ def _write(directory: Path, cls, tokens: list[str], merges: list[Pair], **kwargs
     tokenizer = cls(vocab=vocab, merges=merges, **kwargs)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def _numbered(tokens: list[str], name: str) -> dict[str, int]:
+    vocab = {token: i for i, token in enumerate(tokens)}
+    if len(vocab) != len(tokens):
+        raise ValueError(f"{name}: a token occurs twice in the vocabulary")
+    return vocab
 
 
 def _build_clip(directory: Path, texts: list[str]) -> Path:
@@ -174,16 +224,39 @@ def _build_florence2(directory: Path, texts: list[str]) -> Path:
     return _write(directory, BartTokenizer, tokens, merges, **kwargs)
 
 
-def _build_qwen2(directory: Path, texts: list[str]) -> Path:
+def _build_qwen2(directory: Path, texts: list[str], *, template: str) -> Path:
     merges = learn_merges(_count_words(Qwen2Tokenizer(), texts))
     tokens = [*byte_symbols(), *(a + b for a, b in merges), *QWEN2_SPECIAL_TOKENS]
     special = [AddedToken(t, special=True, normalized=False) for t in QWEN2_SPECIAL_TOKENS[1:]]
     kwargs = {
         "model_max_length": 32768,
         "additional_special_tokens": special,
-        "chat_template": _CHAT_TEMPLATE,
+        "chat_template": template,
     }
     return _write(directory, Qwen2Tokenizer, tokens, merges, **kwargs)
+
+
+def _build_gemma3(directory: Path, texts: list[str], *, sees: bool) -> Path:
+    """Gemma's BPE runs over whole texts with spaces as '▁'; merges are learned within words."""
+    words: Counter[Word] = Counter()
+    for text, count in Counter(texts).items():
+        for piece in re.findall(r" ?\w+| ?[^\w\s]+|\s", text):
+            words[tuple(piece.replace(" ", "▁"))] += count
+    words[tuple("model")] += len(texts)  # of the chat template
+    merges = learn_merges(words)
+    letters = sorted({letter for word in words for letter in word})
+    tokens = [*GEMMA_SPECIAL_TOKENS, *_GEMMA_TURNS, *(f"<0x{i:02X}>" for i in range(256))]
+    tokens += [*letters, *(a + b for a, b in merges)]
+    special: list | dict = [AddedToken(t, special=True, normalized=False) for t in _GEMMA_TURNS]
+    if sees:
+        tokens.append(GEMMA_IMAGE_TOKEN)
+        special = dict(zip(_GEMMA_TOKEN_NAMES, (*special, GEMMA_IMAGE_TOKEN), strict=True))
+    tokenizer = GemmaTokenizer(
+        vocab=_numbered(tokens, directory.name), merges=merges, model_max_length=32768,
+        extra_special_tokens=special, chat_template=_GEMMA_CHAT_TEMPLATE,
+    )  # fmt: skip
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 if __name__ == "__main__":

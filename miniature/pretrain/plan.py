@@ -20,6 +20,9 @@ class Scale:
       tower: of the vision tower on what is in every cell.
       florence2: of all of Florence-2 on captions.
       language_models: steps of each size.
+      target_tower: of the tower of each vision-language model on what is in every cell.
+      target: of all of each vision-language model on conversations about pictures.
+      text_models: of each language model that drafters are made of.
     """
 
     images: int
@@ -29,20 +32,27 @@ class Scale:
     tower: int
     florence2: int
     language_models: int
+    target_tower: int
+    target: int
+    text_models: int
 
 
 SCALES = {
-    # About four hours on two cores.
+    # About six hours on two cores.
     "full": Scale(
         images=24_000, vae=4000, text_encoder=700, diffusion=3000, tower=2000, florence2=2000,
-        language_models=6000,
+        language_models=6000, target_tower=2000, target=2000, text_models=2000,
     ),
     # Seconds: shows that everything runs. The results know nothing.
     "smoke": Scale(
-        images=128, vae=4, text_encoder=4, diffusion=4, tower=4, florence2=4, language_models=4
+        images=128, vae=4, text_encoder=4, diffusion=4, tower=4, florence2=4, language_models=4,
+        target_tower=4, target=4, text_models=4,
     ),
 }  # fmt: skip
-PARTS = ("tokenizers", "vae", "diffusion", "florence2", *standins.LANGUAGE_MODELS)
+PARTS = (
+    "tokenizers", "vae", "diffusion", "florence2", *standins.LANGUAGE_MODELS,
+    standins.QWEN2_5_TEXT, standins.QWEN2_5_VL, standins.GEMMA_3_TEXT, standins.GEMMA_3,
+)  # fmt: skip
 
 
 def run(out: pathlib.Path, workdir: pathlib.Path, *, parts: tuple[str, ...], scale: Scale) -> None:
@@ -75,6 +85,10 @@ def _write_tokenizers(out: pathlib.Path, workdir: pathlib.Path) -> None:
         out / standins.PIPELINE / "tokenizer": "clip",
         out / standins.FLORENCE2: "florence2",
         **{out / name: "qwen2" for name in standins.LANGUAGE_MODELS},
+        out / standins.QWEN2_5_VL: "qwen2-chat",
+        out / standins.QWEN2_5_TEXT: "qwen2-chat",
+        out / standins.GEMMA_3: "gemma3",
+        out / standins.GEMMA_3_TEXT: "gemma3-text",
     }
     for target, name in targets.items():
         shutil.copytree(built[name], target, dirs_exist_ok=True)
@@ -108,6 +122,25 @@ def _train(part: str, out: pathlib.Path, workdir: pathlib.Path, scale: Scale) ->
             steps=scale.florence2,
             num_images=scale.images,
         )
+    elif part in (standins.QWEN2_5_VL, standins.GEMMA_3):
+        from miniature.pretrain import train_target
+
+        train = {
+            standins.QWEN2_5_VL: train_target.train_qwen2_5_vl,
+            standins.GEMMA_3: train_target.train_gemma_3,
+        }[part]
+        train(
+            out / part, workdir, tower_steps=scale.target_tower, steps=scale.target,
+            num_images=scale.images,
+        )  # fmt: skip
+    elif part in (standins.QWEN2_5_TEXT, standins.GEMMA_3_TEXT):
+        from miniature.pretrain import train_text_model
+
+        train = {
+            standins.QWEN2_5_TEXT: train_text_model.train_qwen2_5_text,
+            standins.GEMMA_3_TEXT: train_text_model.train_gemma_3_text,
+        }[part]
+        train(out / part, workdir, steps=scale.text_models)
     else:
         from miniature.pretrain.train_language_model import train_language_model
 

@@ -22,17 +22,15 @@ from core_jax.ops.losses import token_cross_entropy
 from miniature import standins
 from miniature.pretrain.fit import fit, index_batches
 from miniature.pretrain.labels import (
-    GridProbe,
     TextProbe,
     background_labels,
     cell_labels,
-    hide_colours,
     init_probe,
     probe_loss,
-    recolour,
 )
 from miniature.pretrain.scenes import captions, images, scenes
-from miniature.world import Scene, render, sample_crowd
+from miniature.pretrain.towers import read_grid, train_tower
+from miniature.world import Scene
 
 BATCH = 32
 LENGTH = 56  # tokens of a caption, start and end included
@@ -59,14 +57,12 @@ def train_florence2(
         "labels": _labels(tokenizer, all_scenes),
     }
     params = florence2.FAMILY.init_params(model, jax.random.key(2))
-    probe = GridProbe()
-    width = config.vision_config.embed_dim[-1]
-    probe_params = init_probe(probe, (3, 3, width), jax.random.key(3))
-    tower = fit(
+    tower = train_tower(
         "florence2-tower",
-        params={"model": {"vision_tower": params["vision_tower"]}, "probe": probe_params},
-        loss=_tower_loss(model, probe), make_batches=_tower_batches(pixels, arrays),
-        steps=tower_steps, learning_rate=2e-3, workdir=workdir, ema_decay=0.99,
+        {"vision_tower": params["vision_tower"]},
+        lambda tower, x: model.apply({"params": tower}, _normalized(x), method="vision_features"),
+        width=config.vision_config.embed_dim[-1], pixels=pixels, labels=arrays, steps=tower_steps,
+        workdir=workdir,
     )  # fmt: skip
     query_probe = TextProbe()
     query_probe_params = init_probe(
@@ -78,7 +74,7 @@ def train_florence2(
             "model": params | tower["model"], "probe": tower["probe"],
             "query_probe": query_probe_params,
         },
-        loss=_caption_loss(model, probe, query_probe, tokenizer(PROMPT)["input_ids"]),
+        loss=_caption_loss(model, query_probe, tokenizer(PROMPT)["input_ids"]),
         make_batches=_batches(pixels, arrays, seed=3),
         steps=steps, learning_rate=1e-3, workdir=workdir, ema_decay=0.995,
     )  # fmt: skip
@@ -93,34 +89,8 @@ def _normalized(images: jax.Array) -> jax.Array:
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
-def _read(probe: GridProbe, params: Any, features: jax.Array, batch: Any):
-    """The probe's loss on a grid of features."""
-    logits = probe.apply({"params": params}, features)
-    return probe_loss(logits, batch["cells"], batch["backgrounds"])  # pyright: ignore[reportArgumentType]
-
-
-def _tower_loss(model: florence2.Florence2, probe: GridProbe) -> Callable:
-    """A third of the pictures come in false colours, so that a shape is known by its outline.
-
-    Some combinations of shape, colour and size are never seen in training; a tower that has only
-    seen true colours takes a colour as a hint of the shapes it goes with. False colours are not
-    asked for.
-    """
-
-    def loss(params, frozen, batch, key):
-        del frozen
-        false = jnp.arange(batch["image"].shape[0]) % 3 == 2
-        x = jnp.where(false[:, None, None, None], recolour(batch["image"], key), batch["image"])
-        features = model.apply(
-            {"params": params["model"]}, _normalized(x), method="vision_features"
-        )
-        return _read(probe, params["probe"], features, hide_colours(batch, false))
-
-    return loss
-
-
 def _caption_loss(
-    model: florence2.Florence2, probe: GridProbe, query_probe: TextProbe, prompt: list[int]
+    model: florence2.Florence2, query_probe: TextProbe, prompt: list[int]
 ) -> Callable:
     """Captions; and whatever 77 vectors the decoder hears instead of words, it tells the scene.
 
@@ -133,7 +103,7 @@ def _caption_loss(
         del frozen
         apply = functools.partial(model.apply, {"params": params["model"]})
         features = apply(_normalized(batch["image"]), method="vision_features")
-        probe_value, metrics = _read(probe, params["probe"], features, batch)
+        probe_value, metrics = read_grid(params["probe"], features, batch)
         targets = batch["labels"].astype(jnp.int32)
         B = targets.shape[0]
         ids = jnp.broadcast_to(jnp.asarray(prompt, jnp.int32)[None], (B, len(prompt)))
@@ -155,28 +125,6 @@ def _caption_loss(
         return caption + PROBE_WEIGHT * probe_value + QUERY_WEIGHT * query_value, metrics
 
     return loss
-
-
-def _tower_batches(
-    pixels: np.ndarray, arrays: dict[str, np.ndarray]
-) -> Callable[[int], Iterator[dict]]:
-    """Three quarters are crowds that are drawn as they are needed and never come again."""
-    crowds = BATCH * 3 // 4
-
-    def batches(start: int) -> Iterator[dict]:
-        for step, rows in index_batches(len(pixels), BATCH - crowds, seed=2, start_step=start):
-            crowd = [sample_crowd(0, step * crowds + i) for i in range(crowds)]
-            order = np.random.default_rng((2, step)).permutation(BATCH)
-            yield {
-                name: np.concatenate([drawn, kept[rows]])[order]
-                for name, drawn, kept in (
-                    ("image", np.stack([render(scene) for scene in crowd]), pixels),
-                    ("cells", cell_labels(crowd), arrays["cells"]),
-                    ("backgrounds", background_labels(crowd), arrays["backgrounds"]),
-                )
-            }
-
-    return batches
 
 
 def _batches(
