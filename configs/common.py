@@ -3,6 +3,7 @@
 import pathlib
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 import miniature
 
@@ -76,7 +77,7 @@ def run(steps: int, **changes) -> ConfigDict:
         "keep": 2,
         "init_from": "",
     })  # fmt: skip
-    config.ema_decay = None
+    config.ema_decay = placeholder(float)  # unset, but the command line can set it
     config.update(changes)
     return config
 

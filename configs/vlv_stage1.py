@@ -6,6 +6,7 @@ not compatible with its GPU hours (docs/deviations.md).
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import common
 
@@ -23,11 +24,15 @@ def get_config(variant: str = "") -> ConfigDict:
             "learning_rate": 5e-5, "schedule": "cosine", "warmup_steps": 500,
             "total_steps": steps, "b1": 0.9, "b2": 0.99, "weight_decay": 0.01, "clip_norm": 1.0,
         },
-        "denoising": {"loss": "mse", "condition_dropout": 0.0, "min_timestep": 0},
+        "denoising": {
+            "loss": "mse", "condition_dropout": 0.0, "min_timestep": 0, "draws_per_image": 1,
+        },
         "sampling": common.sampling(),
         "trainable": (),
     })  # fmt: skip
-    config.denoising.min_snr_gamma = None
+    # Unset, but of a type, so that the command line can set them.
+    config.denoising.min_snr_gamma = placeholder(float)
+    config.denoising.max_timestep = placeholder(int)
     if variant == "mini":
         _mini(config)
     return config

@@ -5,6 +5,7 @@ default is 1.5B because 3B's licence forbids commercial use.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import common
 
@@ -36,14 +37,18 @@ def get_config(variant: str = "") -> ConfigDict:
             "learning_rate": 1e-5, "schedule": "linear", "warmup_steps": 500,
             "total_steps": steps, "b1": 0.9, "b2": 0.999, "weight_decay": 0.01, "clip_norm": 1.0,
         },
-        "denoising": {"loss": "mse", "condition_dropout": 0.0, "min_timestep": 0},
+        "denoising": {
+            "loss": "mse", "condition_dropout": 0.0, "min_timestep": 0, "draws_per_image": 1,
+        },
         "captioning": {
             "reconstruction_weight": 0.0, "supervise_eos": True, "logits_chunk": 64,
         },
         "sampling": common.sampling(num_beams=4),
         "trainable": (),
     })  # fmt: skip
-    config.denoising.min_snr_gamma = None
+    # Unset, but of a type, so that the command line can set them.
+    config.denoising.min_snr_gamma = placeholder(float)
+    config.denoising.max_timestep = placeholder(int)
     config.model.language_model = _SIZES.get(variant, "")
     if variant in _MINI:
         _mini(config, _MINI[variant])

@@ -210,11 +210,13 @@ class EvaluationConfig:
       min_answer_tokens: shorter answers do not count as descriptions.
       kernel_keys: keys with which `lossless` runs the accept rule on each recorded context.
       contexts: that `lossless` records.
+      num_timed: questions of each task whose wall-clock is measured, at batch 1; 0: none.
       bootstrap_samples: of every interval.
       seed: of draws and bootstrap.
     """
 
     source: SourceSpec = SourceSpec()
+    num_timed: int = 0
     num_prompts: int = 100
     gammas: tuple[int, ...] = (3, 5)
     temperatures: tuple[float, ...] = (0.0, 1.0)

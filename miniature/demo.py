@@ -1,4 +1,4 @@
-"""`python -m miniature.demo [--scale=smoke]`: VLV from the stand-ins to a report.
+"""`python -m miniature.demo [--scale=smoke]`: VLV and MASSV from the stand-ins to a report.
 
 It only runs the public commands, and prints each one before it does.
 """
@@ -11,12 +11,14 @@ import time
 from absl import app, flags
 
 from miniature.commands import keep_compiled_programs, keep_memory, run, world_path
+from miniature.demo_massv import check_massv, demonstrate_massv
 from miniature.world.folder import write_folder
 
 _SCALE = flags.DEFINE_enum(
     "scale", "full", ["full", "smoke"], "smoke: a few steps of everything, in about two minutes."
 )
 _ROOT = flags.DEFINE_string("root", "runs", "Where data and runs go.")
+_ONLY = flags.DEFINE_enum("only", "both", ["both", "vlv", "massv"], "Which of the two methods.")
 # What must hold after the full demo (shape, colour and size all right; places and relations).
 THRESHOLDS = {"object_f1": 0.75, "relation_f1": 0.60}
 
@@ -40,6 +42,19 @@ def main(argv: list[str]) -> None:
     keep_compiled_programs(root)
     keep_memory()
     demo = root / ("demo-smoke" if smoke else "demo")
+    vlv, massv = (_ONLY.value in ("both", name) for name in ("vlv", "massv"))
+    if vlv:
+        _demonstrate_vlv(root, demo, smoke=smoke)
+    if massv:
+        demonstrate_massv(root, demo, smoke=smoke)
+    print(f"\n{(time.time() - began) / 60:.1f} minutes. Look at {demo / 'report.html'}", flush=True)
+    if massv and not smoke:
+        check_massv(demo / "report.json")
+    if vlv and not smoke:
+        _check(demo / "report.json")
+
+
+def _demonstrate_vlv(root: pathlib.Path, demo: pathlib.Path, *, smoke: bool) -> None:
     builder = "smoke" if smoke else "full"
     world = root / "miniature_world"
     run("miniature.build", data_dir=world, builder=builder)
@@ -61,9 +76,6 @@ def main(argv: list[str]) -> None:
         parts="captions,reconstruction", title="VLV in miniature",
         config_values=stage2 | (_SMOKE_EVALUATION if smoke else {}),
     )  # fmt: skip
-    print(f"\n{(time.time() - began) / 60:.1f} minutes. Look at {demo / 'report.html'}", flush=True)
-    if not smoke:
-        _check(demo / "report.json")
 
 
 def _train(stage: int, demo: pathlib.Path, values: dict) -> None:

@@ -253,6 +253,7 @@ def _build_gemma3(directory: Path, texts: list[str], *, sees: bool) -> Path:
         special = dict(zip(_GEMMA_TOKEN_NAMES, (*special, GEMMA_IMAGE_TOKEN), strict=True))
     tokenizer = GemmaTokenizer(
         vocab=_numbered(tokens, directory.name), merges=merges, model_max_length=32768,
+        add_bos_token=True,
         extra_special_tokens=special, chat_template=_GEMMA_CHAT_TEMPLATE,
     )  # fmt: skip
     tokenizer.save_pretrained(directory)

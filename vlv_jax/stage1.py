@@ -38,12 +38,19 @@ class DenoisingConfig:
       min_snr_gamma: loss weights min(SNR, gamma) / SNR of arXiv 2303.09556; None: no weights.
       min_timestep: the smallest timestep drawn, of 0 .. T-1. At small ones the noisy latent shows
         nearly everything, so that the context, and the bottleneck behind it, learns little.
+      max_timestep: the largest timestep drawn; None: the schedule's last.
+      draws_per_image: K, timesteps and noises for each image of a step; 1 is the paper's. The
+        timesteps of an image lie evenly apart (the low-discrepancy draws of arXiv 2107.00630,
+        appendix I.1, within an image), so the gradient is less noisy for the UNet's work alone:
+        the image is encoded once.
     """
 
     loss: str = "mse"
     condition_dropout: float = 0.0
     min_snr_gamma: float | None = None
     min_timestep: int = 0
+    max_timestep: int | None = None
+    draws_per_image: int = 1
 
     def __post_init__(self):
         if self.loss not in ("mse", "l1"):
@@ -54,6 +61,13 @@ class DenoisingConfig:
             raise ValueError("denoising.min_snr_gamma must be positive or None")
         if self.min_timestep < 0:
             raise ValueError("denoising.min_timestep must be 0 or more")
+        if self.max_timestep is not None and self.max_timestep < self.min_timestep:
+            raise ValueError(
+                f"denoising.max_timestep {self.max_timestep} is below min_timestep "
+                f"{self.min_timestep}"
+            )
+        if self.draws_per_image < 1:
+            raise ValueError("denoising.draws_per_image must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +75,12 @@ class Draws:
     """The random numbers of one step, one independent stream for each example.
 
     They depend on (seed, step, example) only: not on the batch's order, its split into
-    micro-batches or devices, nor on whether features were cached.
+    micro-batches or devices, nor on whether features were cached. M = B * draws_per_image; the
+    draws of an image follow one another.
     """
 
-    timesteps: Int[Array, " B"]
-    noise: Float[Array, "B h w c"]
+    timesteps: Int[Array, " M"]
+    noise: Float[Array, "M h w c"]
     latent_keys: Array
     keep_condition: Array
 
@@ -89,16 +104,22 @@ def draw(
     if config.min_timestep >= steps:
         raise ValueError(f"denoising.min_timestep must be below the schedule's {steps} steps")
 
+    last = steps - 1 if config.max_timestep is None else min(config.max_timestep, steps - 1)
+    K, span = config.draws_per_image, last + 1 - config.min_timestep
+    apart = jnp.arange(K) * span // K
+
     def one(i):
         k_t, k_noise, k_latent, k_drop = jax.random.split(jax.random.fold_in(key, i), 4)
+        first = jax.random.randint(k_t, (), 0, span)
         return (
-            jax.random.randint(k_t, (), config.min_timestep, steps),
-            jax.random.normal(k_noise, shape),
+            config.min_timestep + (first + apart) % span,
+            jax.random.normal(k_noise, (K, *shape)),
             k_latent,
             jax.random.uniform(k_drop, ()) >= config.condition_dropout,
         )
 
-    return Draws(*jax.vmap(one)(index))
+    timesteps, noise, latent_keys, keep = jax.vmap(one)(index)
+    return Draws(timesteps.reshape(-1), noise.reshape(-1, *shape), latent_keys, keep)
 
 
 def denoising_losses(
@@ -108,11 +129,13 @@ def denoising_losses(
     context: Float[Array, "B S E"],
     draws: Draws,
     config: DenoisingConfig,
-) -> Float[Array, " B"]:
-    """Each example's denoising loss: mean over the latent's elements."""
+) -> Float[Array, " M"]:
+    """Each draw's denoising loss, [M]: mean over the latent's elements."""
     if config.condition_dropout > 0:
         empty = empty_context(networks, params, context.shape[1]).astype(context.dtype)
         context = jnp.where(draws.keep_condition[:, None, None], context, empty)
+    K = draws.timesteps.shape[0] // latents.shape[0]
+    latents, context = (jnp.repeat(x, K, axis=0) if K > 1 else x for x in (latents, context))
     noisy = add_noise(networks.schedule, latents, draws.noise, draws.timesteps)
     target = training_target(networks.schedule, latents, draws.noise, draws.timesteps)
     error = predict_noise(networks, params, noisy, draws.timesteps, context) - target

@@ -80,7 +80,7 @@ def base(variant: str, task: str) -> ConfigDict:
             "source": {"kind": "auto"},
             "num_prompts": 100, "gammas": (1, 2, 3, 5, 7), "temperatures": (0.0, 1.0),
             "min_answer_tokens": 40, "kernel_keys": 100_000, "contexts": 16,
-            "bootstrap_samples": 1000, "seed": 0,
+            "num_timed": 0, "bootstrap_samples": 1000, "seed": 0,
         },
         "trainable": (),
     })  # fmt: skip

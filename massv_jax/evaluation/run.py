@@ -12,6 +12,7 @@ from core_jax.evaluation.report import Report
 from core_jax.train.run_record import versions
 from massv_jax.distilling import load_limited_target, local_mesh
 from massv_jax.evaluation.acceptance import Measured, Tasks, measure, split_tasks
+from massv_jax.evaluation.arms import RECORDS
 from massv_jax.evaluation.forced import compare_on_answers
 from massv_jax.evaluation.looking import can_look, look
 from massv_jax.evaluation.prompts import EvaluationError, Question, open_questions
@@ -23,11 +24,12 @@ from massv_jax.evaluation.reporting import (
     report_forced,
     report_look,
 )
+from massv_jax.evaluation.speed import PLAIN as PLAIN_ARM
+from massv_jax.evaluation.speed import report_speed, time_answers
 from massv_jax.experiment import Experiment
 from massv_jax.generating import open_drafter_named
 from massv_jax.speculative.decoder import SpeculativeDecoder
 
-RECORDS = "evaluated_acceptance.jsonl"
 PLAIN = "none"
 
 
@@ -68,8 +70,10 @@ def parse_arms(given: Sequence[str], experiment: Experiment) -> dict[str, str]:
     for arm in given:
         name, _, drafter = arm.partition("=")
         drafter = drafter or name
-        if not name or "." in name or name in found or name == PLAIN:
-            raise EvaluationError(f"--arm {arm!r}: write name=directory, each name once, no dots")
+        if not name or "." in name or name in found or name in (PLAIN, PLAIN_ARM):
+            raise EvaluationError(
+                f"--arm {arm!r}: write name=directory, each name once, no dots, not {PLAIN_ARM!r}"
+            )
         if drafter == name and name not in ("text", "lookup"):
             raise EvaluationError(f"--arm {arm!r}: write name=directory, or text or lookup")
         found[name] = drafter
@@ -161,7 +165,8 @@ def evaluate(
     if not job.tasks:
         raise EvaluationError("no question is left; lower evaluation.min_answer_tokens")
     out.mkdir(parents=True, exist_ok=True)
-    for part, measured in (("acceptance", _acceptance), ("forced", _forced), ("look", _look)):
+    parts = {"acceptance": _acceptance, "forced": _forced, "look": _look, "speed": _speed}
+    for part, measured in parts.items():
         report.begin_group(part)
         measured(job)
         report.write(out)
@@ -213,6 +218,23 @@ def _forced(job: _Job) -> None:
         for task, which in job.tasks.items():
             arms = {arm: compared.rows(which) for arm, compared in found.items()}
             report_forced(job.place, task, temperature, arms)
+
+
+def _speed(job: _Job) -> None:
+    experiment = job.subject.experiment
+    settings = experiment.evaluation
+    if not settings.num_timed:
+        return
+    entries = {(PLAIN_ARM, 0): job.subject.plain} | {
+        (arm, gamma): decoder
+        for arm, decoder in job.subject.arms.items() for gamma in settings.gammas
+    }  # fmt: skip
+    for temperature in settings.temperatures:
+        for task, which in job.tasks.items():
+            timed = [job.questions[i] for i in which[: settings.num_timed]]
+            job.say(f"timing {len(timed)} {task} at temperature {temperature:g}")
+            found = time_answers(entries, timed, experiment.decoding, temperature=temperature)
+            report_speed(job.place, task, temperature, found)
 
 
 def _look(job: _Job) -> None:

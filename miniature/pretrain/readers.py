@@ -1,4 +1,4 @@
-"""The two vision-language stand-ins as one thing to train: pictures and rows of tokens to logits."""
+"""The vision-language stand-ins as one thing to train: pictures and rows of tokens to logits."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -84,9 +84,7 @@ def _loss(features: Features) -> Callable:
     return loss
 
 
-def _batches(
-    pixels: np.ndarray, labels: dict[str, np.ndarray]
-) -> Callable[[int], Iterator[dict]]:
+def _batches(pixels: np.ndarray, labels: dict[str, np.ndarray]) -> Callable[[int], Iterator[dict]]:
     """Three quarters are crowds that are drawn as they are needed and never come again."""
     crowds = BATCH * 3 // 4
 

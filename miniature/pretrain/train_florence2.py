@@ -8,7 +8,6 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,9 +64,7 @@ def train_florence2(
         workdir=workdir,
     )  # fmt: skip
     query_probe = TextProbe()
-    query_probe_params = init_probe(
-        query_probe, (1, config.text_config.d_model), jax.random.key(5)
-    )
+    query_probe_params = init_probe(query_probe, (1, config.text_config.d_model), jax.random.key(5))
     learned = fit(
         "florence2",
         params={

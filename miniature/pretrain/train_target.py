@@ -16,7 +16,6 @@ import numpy as np
 
 from core_jax.models import load_model, save_model
 from core_jax.ops.losses import token_cross_entropy
-from miniature import standins
 from miniature.pretrain.fit import fit, index_batches
 from miniature.pretrain.labels import background_labels, cell_labels
 from miniature.pretrain.readers import Gemma3Reader, Qwen2_5_VLReader, Reader
@@ -41,7 +40,10 @@ def train_qwen2_5_vl(
     params |= {"language_model": _with_rows(language, params["language_model"])}
     tower = ("visual",)
     _train(reader, params, tower, out, workdir, tower_steps, steps, num_images)
-    ends = [reader.processor.config.text_config.eos_token_id, reader.processor.tokenizer.pad_token_id]
+    ends = [
+        reader.processor.config.text_config.eos_token_id,
+        reader.processor.tokenizer.pad_token_id,
+    ]
     _write_json(out / "generation_config.json", {"eos_token_id": ends})
 
 

@@ -1,9 +1,10 @@
 """`python -m miniature.results [--scale=smoke]`: the figures of the README, from the stand-ins.
 
-Three seeds of both stages for the headline, one of every ablation of the paper's tables 4, 5 and 7
-(arXiv 2507.07104), each evaluated on the same held-out scenes and compared image by image. Only
-public commands are run, each is printed, and what is finished is not run again: stop it when you
-like and type the same command.
+VLV: three seeds of both stages for the headline, one of every ablation of the paper's tables 4, 5
+and 7 (arXiv 2507.07104), each evaluated on the same held-out scenes and compared image by image.
+MASSV: three seeds of the paper's arms and of the control that it lacks, one of every variant, for
+both families. Only public commands are run, each is printed, and what is finished is not run
+again: stop it when you like and type the same command.
 """
 
 import pathlib
@@ -15,6 +16,9 @@ from absl import app, flags
 
 from miniature import standins
 from miniature.commands import keep_compiled_programs, keep_memory, run, run_words, world_path
+from miniature.results.massv import Drafters
+from miniature.results.massv_plan import FAMILIES
+from miniature.results.once import once
 from miniature.results.plan import BUDGETS, COMPARISONS, Budget, Comparison, Run, runs
 
 _SCALE = flags.DEFINE_enum("scale", "full", ["full", "smoke"], "smoke: a few steps of everything.")
@@ -22,11 +26,12 @@ _ROOT = flags.DEFINE_string("root", "runs", "Where data and runs go.")
 _OUT = flags.DEFINE_string(
     "out", "", "Where the report goes; by default a folder `report` beside the runs."
 )
-_ONLY = flags.DEFINE_list("only", [], "Train and evaluate these runs only; compare nothing.")
+_ONLY = flags.DEFINE_list("only", [], "Train and evaluate these VLV runs only; compare nothing.")
+_PART = flags.DEFINE_enum("part", "both", ["both", "vlv", "massv"], "Which of the two methods.")
 
 LARGEST = "qwen2.5-large"
 STAGE1_PARTS, STAGE2_PARTS = "reconstruction,denoising", "captions,vqa"
-TITLE, GALLERY = "VLV in miniature: results", 24
+TITLE, GALLERY = "Results in miniature", 24
 _SMOKE = {
     "data.batch_size": 8, "sampling.num_steps": 2, "sampling.batch_size": 8,
     "sampling.max_new_tokens": 8, "evaluation.bootstrap_samples": 50,
@@ -42,6 +47,16 @@ def main(argv: list[str]) -> None:
     keep_compiled_programs(root)
     keep_memory()
     folder = root / ("results-smoke" if smoke else "results")
+    out = pathlib.Path(_OUT.value).absolute() if _OUT.value else folder / "report"
+    if _PART.value in ("both", "vlv"):
+        _make_vlv(root, folder, out, smoke=smoke)
+    if _PART.value in ("both", "massv") and not _ONLY.value:
+        for family in FAMILIES:
+            Drafters(family, root, smoke=smoke).make_all(out)
+    print(f"{(time.time() - began) / 60:.1f} minutes in this call", flush=True)
+
+
+def _make_vlv(root: pathlib.Path, folder: pathlib.Path, out: pathlib.Path, *, smoke: bool) -> None:
     builder, budget = ("smoke" if smoke else "full"), BUDGETS[_SCALE.value]
     world = root / "miniature_world"
     path = world_path(world, builder)
@@ -50,27 +65,15 @@ def main(argv: list[str]) -> None:
     shared: dict[str, Any] = {"data.source.path": path, "evaluation.source.path": path}
     shared |= _SMOKE if smoke else {}
     cache = folder / "cache"
-    _once(cache.with_name("cache.done"), _cache, cache, shared)
+    once(cache.with_name("cache.done"), _cache, cache, shared)
     shared["data.cache"] = cache
     for planned in runs(budget):
         if not _ONLY.value or planned.name in _ONLY.value:
-            _once(folder / planned.name / "trained", _train, planned, folder, shared)
-            _once(folder / planned.name / "evaluated", _evaluate, planned, folder, shared, budget)
+            once(folder / planned.name / "trained", _train, planned, folder, shared)
+            once(folder / planned.name / "evaluated", _evaluate, planned, folder, shared, budget)
     if not _ONLY.value:
-        out = pathlib.Path(_OUT.value).absolute() if _OUT.value else folder / "report"
         _show(folder, shared, budget, out)
         _compare(COMPARISONS, folder, out)
-    print(f"{(time.time() - began) / 60:.1f} minutes in this call", flush=True)
-
-
-def _once(marker: pathlib.Path, action, *args) -> None:
-    """Nothing that is finished is done again."""
-    if marker.exists():
-        return
-    began = time.time()
-    action(*args)
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.write_text(f"{time.time() - began:.0f} s\n")
 
 
 def _cache(out: pathlib.Path, shared: dict) -> None:

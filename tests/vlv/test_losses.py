@@ -18,7 +18,7 @@ from vlv_jax.batches import caption_row, sample_index
 from vlv_jax.encoding import caption_embeddings, context_of, image_features, latent_moments
 from vlv_jax.experiment import ModelConfig
 from vlv_jax.loading import load_networks
-from vlv_jax.stage1 import DenoisingConfig, draw
+from vlv_jax.stage1 import DenoisingConfig, Draws, denoising_losses, draw
 from vlv_jax.stage2 import CaptioningConfig, caption_loss
 
 DENOISING = DenoisingConfig()
@@ -151,8 +151,11 @@ def test_cached_features_and_moments_give_the_same_stage1_loss(vlv):
 
 @pytest.mark.parametrize(
     "options",
-    [{"loss": "l1"}, {"condition_dropout": 0.9}, {"min_snr_gamma": 1e-3}, {"min_timestep": 900}],
-)
+    [
+        {"loss": "l1"}, {"condition_dropout": 0.9}, {"min_snr_gamma": 1e-3}, {"min_timestep": 900},
+        {"draws_per_image": 2},
+    ],
+)  # fmt: skip
 def test_options_of_the_denoising_loss_change_it(vlv, options):
     plain = _stage1(vlv, _batch())
     changed = _stage1(vlv, _batch(), DenoisingConfig(**options))
@@ -169,6 +172,48 @@ def test_drawn_timesteps_stay_above_the_smallest(vlv):
     assert set(np.asarray(drawn)) == set(range(T - 10, T))
     with pytest.raises(ValueError, match=f"min_timestep must be below the schedule's {T}"):
         draw(networks, DenoisingConfig(min_timestep=T), jax.random.key(0), index, shape)
+
+
+def test_draws_of_an_image_lie_evenly_apart(vlv):
+    networks = vlv[0]
+    T = networks.schedule.num_train_timesteps
+    index, shape = jnp.arange(50), (2, 2, 1)
+    config = DenoisingConfig(min_timestep=T // 5, draws_per_image=4)
+    drawn = draw(networks, config, jax.random.key(0), index, shape)
+    span = T - T // 5
+    times = np.sort(np.asarray(drawn.timesteps).reshape(50, 4), axis=1)
+    assert times.min() >= T // 5 and times.max() < T
+    assert np.abs(np.diff(times, axis=1) - span / 4).max() <= 1
+    noise = np.asarray(drawn.noise).reshape(50, -1)
+    assert len(np.unique(noise)) == noise.size
+
+
+def test_loss_of_several_draws_is_the_mean_of_their_losses(vlv):
+    """Image i's losses are those of the image alone with each of its timesteps and noises."""
+    networks, params, _ = vlv
+    config = DenoisingConfig(draws_per_image=2)
+    rng = np.random.default_rng(0)
+    side, channels = networks.unet.config.sample_size, networks.unet.config.in_channels
+    latents = jnp.asarray(rng.normal(size=(3, side, side, channels)), jnp.float32)
+    context = jnp.asarray(
+        rng.normal(size=(3, 4, networks.unet.config.cross_attention_dim)), jnp.float32
+    )
+    draws = draw(networks, config, jax.random.key(1), jnp.arange(3), latents.shape[1:])
+    losses = jax.jit(
+        lambda latents, context, draws: denoising_losses(
+            networks, params, latents, context, Draws(*draws), DenoisingConfig()
+        )
+    )
+    parts = dataclasses.astuple(draws)
+    together = losses(latents, context, parts)
+    for i in range(3):
+        pair = jnp.array([i, i])
+        at = slice(2 * i, 2 * i + 2)
+        alone = losses(
+            latents[pair], context[pair], (parts[0][at], parts[1][at], parts[2][pair], None)
+        )
+        np.testing.assert_allclose(together[at], alone, rtol=1e-4)
+    assert len(np.unique(np.asarray(together).round(6))) == 6
 
 
 def _captions(vlv, texts, length=24, *, supervise_eos=True):
