@@ -19,7 +19,8 @@ class Scale:
       diffusion: of the UNet, the text encoder frozen.
       tower: of the vision tower on what is in every cell.
       florence2: of all of Florence-2 on captions.
-      language_models: steps of each size.
+      language_models: steps of each size on text.
+      soft_words: further ones, with prefixes of vectors between words.
       target_tower: of the tower of each vision-language model on what is in every cell.
       target: of all of each vision-language model on conversations about pictures.
       text_models: of each language model that drafters are made of.
@@ -32,6 +33,7 @@ class Scale:
     tower: int
     florence2: int
     language_models: int
+    soft_words: int
     target_tower: int
     target: int
     text_models: int
@@ -41,12 +43,12 @@ SCALES = {
     # About six hours on two cores.
     "full": Scale(
         images=24_000, vae=4000, text_encoder=700, diffusion=3000, tower=2000, florence2=2000,
-        language_models=6000, target_tower=2000, target=2000, text_models=2000,
+        language_models=6000, soft_words=2500, target_tower=2000, target=2000, text_models=2000,
     ),
     # Seconds: shows that everything runs. The results know nothing.
     "smoke": Scale(
         images=128, vae=4, text_encoder=4, diffusion=4, tower=4, florence2=4, language_models=4,
-        target_tower=4, target=4, text_models=4,
+        soft_words=4, target_tower=4, target=4, text_models=4,
     ),
 }  # fmt: skip
 PARTS = (
@@ -144,4 +146,6 @@ def _train(part: str, out: pathlib.Path, workdir: pathlib.Path, scale: Scale) ->
     else:
         from miniature.pretrain.train_language_model import train_language_model
 
-        train_language_model(out / part, workdir, steps=scale.language_models)
+        train_language_model(
+            out / part, workdir, steps=scale.language_models, soft_steps=scale.soft_words
+        )

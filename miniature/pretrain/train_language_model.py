@@ -2,7 +2,8 @@
 
 What a language model of the hub can do before it sees a picture, these learn too: to write a
 caption as each of the three authors would, to say one author's caption in another's words, and to
-answer questions about a caption. Nothing in it knows of embeddings that stand for a picture.
+answer questions about a caption. At last they learn to read vectors that are mixtures of words
+(`soft_words`). Nothing in it knows of vectors that stand for a picture.
 """
 
 import pathlib
@@ -20,6 +21,7 @@ from miniature import standins
 from miniature.pretrain.fit import fit
 from miniature.pretrain.looking_back import with_heads_that_look_back
 from miniature.pretrain.scenes import question_texts
+from miniature.pretrain.soft_words import bags, blurred
 from miniature.world import STYLES, Scene, describe, sample_scene
 
 BATCH = 24
@@ -30,12 +32,17 @@ SCENES = 20_000
 READ_WEIGHT, ANSWER_WEIGHT, OTHER_WEIGHT = 1.0, 5.0, 0.1
 # Share of the steps, the first ones, that teach to look things up in the row.
 READING = 0.2
+# With soft words: rows of both kinds in a step, tokens of a caption, noise on a mixture (of the
+# table's own size).
+TEXT_ROWS, SOFT_ROWS, CAPTION_LENGTH, SOFT_NOISE = 8, 16, 64, 0.3
 # The prompt of vlv_jax.evaluation.vqa.PromptFormat without an instruction.
 QUESTION_FORMAT = "Image: {caption}\nQuestion: {question}\nAnswer: {answer}"
 
 
-def train_language_model(out: pathlib.Path, workdir: pathlib.Path, *, steps: int) -> None:
-    """Trains one size; its name is the directory's."""
+def train_language_model(
+    out: pathlib.Path, workdir: pathlib.Path, *, steps: int, soft_steps: int
+) -> None:
+    """Trains one size; its name is the directory's. First on text, then with soft words, too."""
     tokenizer = AutoTokenizer.from_pretrained(out)
     config = standins.language_model_config(
         out.name, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -43,7 +50,7 @@ def train_language_model(out: pathlib.Path, workdir: pathlib.Path, *, steps: int
     execution = Execution(unroll=config.num_hidden_layers)
     model = qwen2.Qwen2ForCausalLM(config=config, execution=execution)
 
-    def loss(params, frozen, batch, key):
+    def text_loss(params, frozen, batch, key):
         del frozen, key
         tokens = batch["tokens"]
         logits = model.apply({"params": params}, tokens[:, :-1])
@@ -56,16 +63,46 @@ def train_language_model(out: pathlib.Path, workdir: pathlib.Path, *, steps: int
         }
         return jnp.sum(losses * weights) / jnp.sum(weights), metrics
 
-    def batches(start: int) -> Iterator[dict]:
+    def soft_loss(params, frozen, batch, key):
+        text_value, metrics = text_loss(params, frozen, batch, key)
+        table = params["embed_tokens"]["embedding"]
+        mixed = jnp.einsum("bqm,bqmd->bqd", batch["soft_weights"], table[batch["soft_words"]])
+        scale = SOFT_NOISE * jnp.sqrt(jnp.mean(jnp.square(table)))
+        mixed = mixed + scale * jax.random.normal(key, mixed.shape)
+        tokens = batch["captions"]
+        embeds = model.apply({"params": params}, tokens[:, :-1], method="embed")
+        embeds = jnp.concatenate([mixed, embeds], axis=1)
+        hidden, _ = model.apply({"params": params}, embeds, method="from_embeddings")
+        logits = model.apply({"params": params}, hidden[:, mixed.shape[1] - 1 :], method="logits")
+        losses = token_cross_entropy(logits, tokens)
+        soft_value = masked_mean(losses, batch["told"])
+        right = (jnp.argmax(logits, axis=-1) == tokens).astype(jnp.float32)
+        metrics |= {"soft": soft_value, "soft_tokens_right": masked_mean(right, batch["told"])}
+        return text_value + soft_value, metrics
+
+    def text_batches(start: int) -> Iterator[dict]:
         step = start
         while True:
             yield _batch(tokenizer, step, reading=step < READING * steps)
             step += 1
 
+    def soft_batches(start: int) -> Iterator[dict]:
+        step = start
+        while True:
+            text = _batch(tokenizer, steps + step, reading=False)
+            yield {name: array[:TEXT_ROWS] for name, array in text.items()} | _soft_batch(
+                tokenizer, step
+            )
+            step += 1
+
     fresh = qwen2.FAMILY.init_params(model, jax.random.key(5))
     params = fit(
-        out.name, params=with_heads_that_look_back(fresh, config), loss=loss,
-        make_batches=batches, steps=steps, learning_rate=2e-3, workdir=workdir,
+        out.name, params=with_heads_that_look_back(fresh, config), loss=text_loss,
+        make_batches=text_batches, steps=steps, learning_rate=2e-3, workdir=workdir,
+    )  # fmt: skip
+    params = fit(
+        f"{out.name}-soft", params=params, loss=soft_loss, make_batches=soft_batches,
+        steps=soft_steps, learning_rate=1e-3, workdir=workdir,
     )  # fmt: skip
     save_model(out, model, params, dtype="bfloat16")
 
@@ -91,6 +128,29 @@ def _batch(tokenizer, step: int, *, reading: bool) -> dict[str, np.ndarray]:
         tokens[row, :n] = ids[:n]
         weights[row, : n - 1] = weight[1:n]
     return {"tokens": tokens, "weights": weights}
+
+
+def _soft_batch(tokenizer, step: int) -> dict[str, np.ndarray]:
+    """Prefixes of soft words and captions of the same scenes; half are blurred text."""
+    rng = np.random.default_rng((12, step))
+    captions = np.full((SOFT_ROWS, CAPTION_LENGTH), tokenizer.pad_token_id, np.int32)
+    told = np.zeros(captions.shape, bool)
+    words, weights = [], []
+    for row in range(SOFT_ROWS):
+        scene = sample_scene(0, int(rng.integers(SCENES)), "train")
+        if row % 2:
+            mixtures = bags(scene, tokenizer, rng)
+        else:
+            mixtures = blurred(tokenizer(_caption(scene, rng))["input_ids"], rng)
+        words.append(mixtures[0])
+        weights.append(mixtures[1])
+        ids = [*tokenizer(_caption(scene, rng))["input_ids"], tokenizer.eos_token_id]
+        n = min(len(ids), CAPTION_LENGTH)
+        captions[row, :n], told[row, :n] = ids[:n], True
+    return {
+        "captions": captions, "told": told,
+        "soft_words": np.stack(words), "soft_weights": np.stack(weights),
+    }  # fmt: skip
 
 
 def _repeated(rng: np.random.Generator, vocab_size: int) -> tuple[list[int], list[float]]:
