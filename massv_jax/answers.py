@@ -96,6 +96,7 @@ class AnswerRecord:
       target: hash of the target's weights (massv_jax.binding).
       system: a system message, or None.
       index: position in the instruction file.
+      on_policy: the tokens are a drafter's, with one of the target's after each window.
     """
 
     id: str
@@ -106,6 +107,7 @@ class AnswerRecord:
     target: str
     system: str | None = None
     index: int = 0
+    on_policy: bool = False
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -149,12 +151,21 @@ class AnswerSource:
       path: the folder, or one file.
       images: folder that image names are relative to.
       target: the target's hash that every record must have; None takes any.
+      labels: whether the answers' tokens are learned as they are.
 
     Raises:
-      SourceError: no record, one of another format or target, or a path that leads out of `images`.
+      SourceError: no record, one of another format or target, a path that leads out of `images`,
+        or tokens of a drafter that are to be learned as labels.
     """
 
-    def __init__(self, path: str | pathlib.Path, *, images: str, target: str | None = None):
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        *,
+        images: str,
+        target: str | None = None,
+        labels: bool = False,
+    ):
         self.root = pathlib.Path(images)
         self._files = list_files(pathlib.Path(path), ".jsonl")
         self._places: list[tuple[int, int]] = []  # file, byte
@@ -166,7 +177,7 @@ class AnswerSource:
                     if line.strip():
                         where = f"{file}:{line_number}"
                         self._places.append((number, start))
-                        self._names.append(_checked_names(line, where, self.root, target))
+                        self._names.append(_checked_names(line, where, self.root, target, labels))
                     start += len(line)
         if not self._places:
             raise SourceError(f"{path} has no answers; run python -m massv_jax.distill first")
@@ -197,7 +208,7 @@ class AnswerSource:
 
 
 def _checked_names(
-    line: bytes, where: str, root: pathlib.Path, target: str | None
+    line: bytes, where: str, root: pathlib.Path, target: str | None, labels: bool
 ) -> tuple[str, ...]:
     try:
         content = json.loads(line)
@@ -212,5 +223,10 @@ def _checked_names(
         raise SourceError(
             f"{where}: answered by the target {str(content.get('target'))[:12]}..., and the "
             f"drafter is made for {target[:12]}...; distil again with this target"
+        )
+    if labels and content.get("on_policy"):
+        raise SourceError(
+            f"{where}: written by a drafter (distill.on_policy), so its tokens are no labels; set "
+            "loss.ce=0 and, with loss.teacher='target', loss.tv, loss.kl or loss.log_acceptance"
         )
     return tuple(checked_relative(name, root, where) for name in content.get("images", ()))

@@ -77,8 +77,16 @@ def make_plan(source: Source, experiment: Experiment) -> Plan:
 
 
 def make_answerer(experiment: Experiment) -> Answerer:
-    """Loads the target, and the drafter that `model.drafter` names, if any."""
+    """Loads the target, and the drafter that `model.drafter` names, if any.
+
+    Raises:
+      DistillError: answers are to be the drafter's, and there is none.
+    """
     model, config, data = experiment.model, experiment.distill, experiment.data
+    if config.on_policy and not model.drafter:
+        raise DistillError(
+            "distill.on_policy lets a drafter write; name it with --config.model.drafter=DIR"
+        )
     mesh = local_mesh(experiment)
     target = load_limited_target(experiment, mesh=mesh)
     drafter = open_drafter_named(
@@ -86,7 +94,8 @@ def make_answerer(experiment: Experiment) -> Answerer:
         dtype=model.frozen_dtype, execution=model.execution, mesh=mesh,
     )  # fmt: skip
     decoder = SpeculativeDecoder(
-        target, drafter, accept="coupled", batch_size=config.batch_size * _data_parallel(mesh),
+        target, drafter, accept="on_policy" if config.on_policy else "coupled",
+        batch_size=config.batch_size * _data_parallel(mesh),
         prompt_lengths=config.prompt_lengths,
     )  # fmt: skip
     frontend = target.frontend

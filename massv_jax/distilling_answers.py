@@ -255,6 +255,7 @@ def _record(answerer: Answerer, slot: _Slot) -> AnswerRecord:
         target=answerer.target,
         system=instruction.system,
         index=instruction.index,
+        on_policy=config.on_policy,
     )
 
 

@@ -138,6 +138,9 @@ class DistillConfig:
         earlier answers.
       suffixes: ends of questions that may be dropped.
       drop_suffix_fraction: share of the questions with such an end that lose it, chosen by id.
+      on_policy: the drafter (model.drafter) writes, decoding.gamma tokens at a time, and the target
+        adds a token after each window. Such answers are contexts to match the target's
+        probabilities in (loss.teacher), not labels.
       store_top_k: so many of the target's probabilities are stored with each token; 0: none.
       max_samples: stop after so many instructions; 0: all.
       chunk_size: instructions that are committed together.
@@ -154,6 +157,7 @@ class DistillConfig:
     turns: Literal["first", "all"] = "first"
     suffixes: tuple[str, ...] = SHORT_ANSWER_SUFFIXES
     drop_suffix_fraction: float = 0.5
+    on_policy: bool = False
     store_top_k: int = 0
     max_samples: int = 0
     chunk_size: int = 256

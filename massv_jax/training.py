@@ -57,8 +57,9 @@ def open_training_source(experiment: Experiment, binding: Binding) -> Source:
     data = experiment.data
     if data.answers:
         source: Source = AnswerSource(
-            data.answers, images=data.answer_images, target=binding.weights
-        )
+            data.answers, images=data.answer_images, target=binding.weights,
+            labels=experiment.loss.ce > 0,
+        )  # fmt: skip
     else:
         source = open_source(data.source)
     if data.exclude:

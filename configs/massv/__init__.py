@@ -67,8 +67,8 @@ def base(variant: str, task: str) -> ConfigDict:
         "distill": {
             "greedy_fraction": 0.5, "temperature": 1.0, "top_k": 0, "top_p": 1.0,  # [ours]
             "max_new_tokens": 256, "turns": "first", "drop_suffix_fraction": 0.5,  # [ours]
-            "store_top_k": 0, "max_samples": 0, "chunk_size": 256, "batch_size": 16,
-            "prompt_lengths": (512, 1024, 1536), "seed": 0,
+            "on_policy": False, "store_top_k": 0, "max_samples": 0, "chunk_size": 256,
+            "batch_size": 16, "prompt_lengths": (512, 1024, 1536), "seed": 0,
         },
         "decoding": {
             "gamma": 5,  # [paper]

@@ -181,6 +181,17 @@ def verify_choices(
     return Verdict(accepted, token.astype(jnp.int32))
 
 
+def keep_all(choices: Int[Array, "B gamma+1"], valid: Int[Array, " B"]) -> Verdict:
+    """Keeps every draft, whatever the target thinks of it; its own token follows. Not lossless.
+
+    Args:
+      choices: int32, what the target takes after each prefix of the drafts.
+      valid: the drafts of each row that are offered.
+    """
+    token = jnp.take_along_axis(choices, valid[:, None], axis=1)[:, 0]
+    return Verdict(valid.astype(jnp.int32), token.astype(jnp.int32))
+
+
 def count_accepted(
     drafts: Int[Array, "B gamma"],
     drafter_probs: Float[Array, "B gamma U"] | None,

@@ -24,6 +24,7 @@ from massv_jax.speculative.accept import (
     append_tokens,
     cut_window,
     draw_tokens,
+    keep_all,
     verify_choices,
     verify_rejection,
     warp_window,
@@ -243,6 +244,8 @@ def judge(
     gamma = proposal.drafts.shape[1]
     if not options.needs_probs or gamma == 0:
         choices = _own_choices(options, logits, keys, start)
+        if options.accept == "on_policy":
+            return keep_all(choices, valid)
         return verify_choices(proposal.drafts, choices, valid)
     assert keys is not None
     probs = jax.nn.softmax(warp_window(logits, options.rule), axis=-1)

@@ -7,7 +7,7 @@ from core_jax.decode.sampling import SamplingRule
 
 MAX_GAMMA = 16
 
-AcceptMode = Literal["rejection", "coupled"]
+AcceptMode = Literal["rejection", "coupled", "on_policy"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,9 @@ class DecodeOptions:
         target's distribution. With "coupled" the drafter draws with the noise that the target
         will draw with (arXiv 2408.07978): sampled output is that of plain decoding, token for
         token, and somewhat fewer drafts are accepted. Greedy rows are the same in both.
+        "on_policy" keeps every draft and then takes a token of the target's own: what comes out
+        is NOT the target's, but lies where the drafter will be asked to draft (the sequences of
+        arXiv 2306.13649 and 2310.08461, to learn from); only `distill.on_policy` uses it.
       min_confidence: drafting stops after the first draft in whose place the drafter's largest
         probability was below this; the draft itself is still offered. 0 never stops.
     """

@@ -9,9 +9,9 @@ from PIL import Image
 
 from core_jax.data.images import ImageLimits
 from core_jax.data.llava import LlavaSource
-from core_jax.data.sources import Example
+from core_jax.data.sources import Example, SourceError
 from massv_jax.answers import AnswerSource
-from massv_jax.distilling import Plan, distill, make_plan, summary
+from massv_jax.distilling import Plan, distill, make_answerer, make_plan, summary
 from massv_jax.distilling_answers import Answerer, answer_chunk
 from massv_jax.distilling_files import ChunkFolder, DistillError, check_sums
 from massv_jax.distilling_instructions import NothingToAsk, draw_seed, make_instruction, share
@@ -186,6 +186,32 @@ def test_stored_probabilities_choose_the_greedy_answer(source):
             logs = np.array(turn["top_logprobs"])
             assert (np.diff(logs, axis=1) <= 0).all()
             assert (np.exp(logs).sum(axis=1) <= 1 + 1e-4).all()
+
+
+def test_on_policy_answers_are_no_labels(source, tmp_path):
+    drafter = dataclasses.replace(target(apart=0.1), frontend=ChatFrontend())
+    who = answerer(drafter, on_policy=True)
+    who = dataclasses.replace(who, decoder=dataclasses.replace(who.decoder, accept="on_policy"))
+    out = tmp_path / "out"
+    distill(who, _plan(source), out, {"a": 1})
+    plain = answer_chunk(answerer(), source, 0, range(4)).lines
+    written = (out / "answers.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["on_policy"] for line in written)
+    assert [json.loads(x)["turns"] for x in written[:4]] != [json.loads(x)["turns"] for x in plain]
+    assert not json.loads(plain[0])["on_policy"]
+    contexts = AnswerSource(out, images=str(tmp_path))
+    assert contexts[0].extras["record"].on_policy
+    with pytest.raises(SourceError, match="no labels"):
+        AnswerSource(out, images=str(tmp_path), labels=True)
+
+
+def test_on_policy_needs_a_drafter():
+    experiment = Experiment(
+        task="distill", model=ModelConfig(target="t", language_model="l"),
+        distill=DistillConfig(on_policy=True),
+    )  # fmt: skip
+    with pytest.raises(DistillError, match=r"model\.drafter"):
+        make_answerer(experiment)
 
 
 def test_other_settings_and_damaged_chunks_are_refused(source, tmp_path):

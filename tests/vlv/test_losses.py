@@ -182,7 +182,8 @@ def test_draws_of_an_image_lie_evenly_apart(vlv):
     drawn = draw(networks, config, jax.random.key(0), index, shape)
     span = T - T // 5
     times = np.sort(np.asarray(drawn.timesteps).reshape(50, 4), axis=1)
-    assert times.min() >= T // 5 and times.max() < T
+    assert times.min() >= T // 5
+    assert times.max() < T
     assert np.abs(np.diff(times, axis=1) - span / 4).max() <= 1
     noise = np.asarray(drawn.noise).reshape(50, -1)
     assert len(np.unique(noise)) == noise.size

@@ -87,6 +87,25 @@ def test_a_drafter_equal_to_the_target_is_always_right(mode):
     np.testing.assert_array_equal(got.counts.rounds, np.full(5, 3))
 
 
+def test_on_policy_answers_are_the_drafters_with_a_token_of_the_targets_after_each_window():
+    gamma = 3
+    got = decode(options(gamma, accept="on_policy"), request(*BATCH), TARGET, NEAR)
+    tokens, lengths = _tokens(got)
+    assert lengths.tolist() == [NEW] * 5
+    ids, valid, has_image, images = BATCH
+    by_target = np.arange(NEW) % (gamma + 1) == 0  # the first token comes with the prompt
+    by_target[-1] = True  # the last possible token
+    near = {**NEAR, "tower": TARGET["tower"]}  # which is shared
+    differ = 0
+    for row in range(5):
+        image = images[row] if has_image[row] else None
+        args = ids[row], valid[row], image, tokens[row]
+        own, drafted = (reference(p, *args).argmax(-1) for p in (TARGET, near))
+        np.testing.assert_array_equal(tokens[row], np.where(by_target, own, drafted))
+        differ += (own != drafted)[~by_target].sum()
+    assert differ > 0
+
+
 def test_a_row_does_not_depend_on_its_neighbours():
     rule = {"temperature": 1.0, "top_p": 0.9}
     together = decode(options(3, **rule), request(*BATCH), TARGET, NEAR)
