@@ -23,6 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "optimizer": {
             "learning_rate": 5e-5, "schedule": "cosine", "warmup_steps": 500,
             "total_steps": steps, "b1": 0.9, "b2": 0.99, "weight_decay": 0.01, "clip_norm": 1.0,
+            "lr_multipliers": (),  # (path pattern, factor) pairs
         },
         "denoising": {
             "loss": "mse", "condition_dropout": 0.0, "min_timestep": 0, "draws_per_image": 1,
@@ -43,8 +44,11 @@ def _mini(config: ConfigDict) -> None:
     config.model = common.mini_model()
     config.data = common.mini_data()
     config.run = common.run(steps, save_every=500, sample_every=500)
-    # At 1e-3 the pretrained decoder forgets where things are: no object was redrawn in its place.
-    config.optimizer.update(learning_rate=3e-4, warmup_steps=50, total_steps=steps)
+    # What is pretrained moves slowly: at 3e-4 it forgets the shapes (a probe of the caption
+    # embeddings finds 62 % of them in place of 80 %), at 1e-3 even the places. The fresh queries and
+    # their projection have to move fast.
+    config.optimizer.update(learning_rate=1e-4, warmup_steps=50, total_steps=steps)
+    config.optimizer.lr_multipliers = ((r"bridge/.*", 10.0),)
     config.denoising.min_timestep = 200  # below, the latents show nearly everything themselves
     config.sampling = common.mini_sampling()
     config.evaluation = common.mini_evaluation()

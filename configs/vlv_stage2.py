@@ -36,6 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "optimizer": {
             "learning_rate": 1e-5, "schedule": "linear", "warmup_steps": 500,
             "total_steps": steps, "b1": 0.9, "b2": 0.999, "weight_decay": 0.01, "clip_norm": 1.0,
+            "lr_multipliers": (),  # (path pattern, factor) pairs
         },
         "denoising": {
             "loss": "mse", "condition_dropout": 0.0, "min_timestep": 0, "draws_per_image": 1,

@@ -35,6 +35,7 @@ LANGUAGE_MODELS = ("qwen2.5-small", "qwen2.5-medium", "qwen2.5-large")
 # Targets that see, and the language models that are made drafters of them.
 QWEN2_5_VL, QWEN2_5_TEXT = "qwen2.5-vl", "qwen2.5-text"
 GEMMA_3, GEMMA_3_TEXT = "gemma-3", "gemma-3-text"
+TARGETS, TEXT_MODELS = (QWEN2_5_VL, GEMMA_3), (QWEN2_5_TEXT, GEMMA_3_TEXT)
 
 CONTEXT_DIM = 128
 LATENT_SIZE = 16  # latents are 16x16 for 64x64 images: 8x8 would blur the small shapes

@@ -3,6 +3,7 @@
 Writes `quality.json` and a README.md with a table beside the checkpoints.
 """
 
+import functools
 import json
 import pathlib
 
@@ -10,22 +11,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from PIL import Image
 from transformers import AutoTokenizer
 
 from core_jax.data.processors import ImageProcessor
 from core_jax.decode.adapters import CausalDecoder, EncoderDecoder, EncoderPrefix, TokenPrefix
 from core_jax.decode.generate import generate
+from core_jax.decode.target import Target, WindowDecoder, load_target
 from core_jax.diffusion.schedule import NoiseSchedule, add_noise, training_target
 from core_jax.models import load_model
 from core_jax.ops.losses import token_cross_entropy
+from core_jax.partition import count_parameters
 from miniature import standins
 from miniature.pretrain.scenes import captions, question_texts, scenes
 from miniature.pretrain.train_florence2 import LENGTH, PROMPT
 from miniature.pretrain.train_language_model import QUESTION_FORMAT
 from miniature.world import aggregate, describe, render, scorer
+from miniature.world.dialogues import DESCRIBE, interview
 
 _DIR = flags.DEFINE_string("dir", str(standins.CHECKPOINTS), "Where the stand-ins are.")
 _COUNT = flags.DEFINE_integer("count", 256, "Held-out scenes.")
+_BATCH, _NEW_TOKENS = 32, 72  # of the targets' answers
 _TIMESTEPS = 8  # of each picture in the denoising comparison
 
 
@@ -39,6 +45,10 @@ def main(argv: list[str]) -> None:
     measured["parts"][standins.FLORENCE2] = _florence2(root / standins.FLORENCE2, found, pixels)
     for name in standins.LANGUAGE_MODELS:
         measured["parts"][name] = _language_model(root / name, found)
+    for name in filter(lambda name: (root / name).exists(), standins.TARGETS):
+        measured["parts"][name] = _target(root / name, found, pixels)
+    for name in filter(lambda name: (root / name).exists(), standins.TEXT_MODELS):
+        measured["parts"][name] = {"parameters": _count(root / name)}
     for name, values in measured["parts"].items():
         values["megabytes"] = _megabytes(root / name)
     (root / "quality.json").write_text(json.dumps(measured, indent=2) + "\n")
@@ -161,6 +171,56 @@ def _language_model(path: pathlib.Path, found) -> dict:
         "caption_perplexity": round(perplexity, 3),
         "answers_from_true_captions": round(right / total, 4),
     }
+
+
+def _target(path: pathlib.Path, found, pixels) -> dict[str, float]:
+    """Greedy descriptions, scored like VLV's captions, and answers to a question a picture."""
+    target = load_target(path, dtype="float32")
+    images = [Image.fromarray(picture) for picture in pixels]
+    scores = aggregate(scorer(found, _answers(target, images, [DESCRIBE[0]] * len(found))))
+    asked = [interview(scene, 0, turns=1)[0] for scene in found]
+    said = _answers(target, images, [question for question, _ in asked])
+    right = [a == b for a, (_, b) in zip(said, asked, strict=True)]
+    return {
+        **{k: round(scores[k], 4) for k in ("object_f1", "relation_f1")},
+        "answers": round(float(np.mean(right)), 4),
+    }
+
+
+def _answers(target: Target, images: list[Image.Image], questions: list[str]) -> list[str]:
+    """Greedily, in batches of one shape."""
+    texts = []
+    for first in range(0, len(images), _BATCH):
+        at = [min(i, len(images) - 1) for i in range(first, first + _BATCH)]
+        rendered = [target.frontend.render(questions[i], 1) for i in at]
+        inputs = target.frontend.prepare(rendered, [[images[i]] for i in at], lengths=(64, 96))
+        tokens = np.asarray(
+            _greedy(target.decoder, target.params, inputs.prompt, inputs.images, _NEW_TOKENS)
+        )
+        for row in tokens[: len(images) - first]:
+            ends = np.flatnonzero(np.isin(row, target.eos_ids))
+            ids = row[: ends[0]] if len(ends) else row
+            texts.append(target.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip())
+    return texts
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _greedy(decoder: WindowDecoder, params, prompt, images, new_tokens: int) -> jax.Array:
+    vision = decoder.encode_images(params, images)
+    logits, state = decoder.begin(params, prompt, vision, max_new_tokens=new_tokens, window=0)
+    first = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def step(carry, _):
+        token, state = carry
+        logits, state = decoder.extend(params, state, token[:, None])
+        following = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
+        return (following, state), token
+
+    return jax.lax.scan(step, (first, state), None, length=new_tokens)[1].T
+
+
+def _count(path: pathlib.Path) -> int:
+    return count_parameters(load_model(path)[1])
 
 
 def _padded(tokenizer, texts, *, left: bool, length: int | None = None):
