@@ -132,7 +132,7 @@ class Qwen2_5_VLReader:
             jnp.broadcast_to(jnp.asarray(v), (B, *v.shape[1:]))
             for v in (batch.positions, batch.segments)
         )
-        states = self.model.apply(
+        states: Any = self.model.apply(
             {"params": params}, patches, positions, segments, method="vision_states"
         )
         grid = np.zeros((_SIDE, _SIDE), np.int32)
@@ -151,7 +151,8 @@ class Qwen2_5_VLReader:
             mask = causal_mask(x.shape[1])  # padding is at the right, and nothing sees it
             return model.logits(model.hidden_states(x, positions, mask)[0])
 
-        return self.model.apply({"params": params}, method=run)
+        found: Any = self.model.apply({"params": params}, method=run)
+        return found
 
     def _packed(self, count: int) -> qwen2_5_vl.PackedImages:
         config = self.model.config.vision_config
@@ -199,7 +200,8 @@ class Gemma3Reader:
     def features(self, params: Any, pixels: jax.Array) -> jax.Array:
         """See `Reader`."""
         x = enlarged(pixels, self.preprocessor)
-        return self.model.apply({"params": params}, x, method="vision_features")
+        found: Any = self.model.apply({"params": params}, x, method="vision_features")
+        return found
 
     def logits(self, params: Any, features: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
         """See `Reader`."""
@@ -210,4 +212,5 @@ class Gemma3Reader:
             blocks = model.image_blocks(batch["tokens"])
             return model.logits(model.from_embeddings(x, batch["valid"], blocks)[0])
 
-        return self.model.apply({"params": params}, method=run)
+        found: Any = self.model.apply({"params": params}, method=run)
+        return found
