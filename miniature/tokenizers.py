@@ -104,15 +104,17 @@ def build_tokenizers(out_dir: str | Path, seed: int = 0) -> dict[str, Path]:
     """
     out_dir = Path(out_dir)
     texts = list(corpus(seed))
-    builders = {
-        "clip": _build_clip,
-        "florence2": _build_florence2,
-        "qwen2": functools.partial(_build_qwen2, template=_CHAT_TEMPLATE),
-        "qwen2-chat": functools.partial(_build_qwen2, template=_IMAGE_CHAT_TEMPLATE),
-        "gemma3-text": functools.partial(_build_gemma3, sees=False),
-        "gemma3": functools.partial(_build_gemma3, sees=True),
+    qwen2 = learn_merges(_count_words(Qwen2Tokenizer(), texts))
+    words = _gemma_words(texts)
+    gemma3 = learn_merges(words)
+    return {
+        "clip": _build_clip(out_dir / "clip", texts),
+        "florence2": _build_florence2(out_dir / "florence2", texts),
+        "qwen2": _build_qwen2(out_dir / "qwen2", qwen2, _CHAT_TEMPLATE),
+        "qwen2-chat": _build_qwen2(out_dir / "qwen2-chat", qwen2, _IMAGE_CHAT_TEMPLATE),
+        "gemma3-text": _build_gemma3(out_dir / "gemma3-text", words, gemma3, sees=False),
+        "gemma3": _build_gemma3(out_dir / "gemma3", words, gemma3, sees=True),
     }
-    return {name: build(out_dir / name, texts) for name, build in builders.items()}
 
 
 def corpus(seed: int) -> Iterator[str]:
@@ -224,8 +226,7 @@ def _build_florence2(directory: Path, texts: list[str]) -> Path:
     return _write(directory, BartTokenizer, tokens, merges, **kwargs)
 
 
-def _build_qwen2(directory: Path, texts: list[str], *, template: str) -> Path:
-    merges = learn_merges(_count_words(Qwen2Tokenizer(), texts))
+def _build_qwen2(directory: Path, merges: list[Pair], template: str) -> Path:
     tokens = [*byte_symbols(), *(a + b for a, b in merges), *QWEN2_SPECIAL_TOKENS]
     special = [AddedToken(t, special=True, normalized=False) for t in QWEN2_SPECIAL_TOKENS[1:]]
     kwargs = {
@@ -236,14 +237,19 @@ def _build_qwen2(directory: Path, texts: list[str], *, template: str) -> Path:
     return _write(directory, Qwen2Tokenizer, tokens, merges, **kwargs)
 
 
-def _build_gemma3(directory: Path, texts: list[str], *, sees: bool) -> Path:
+def _gemma_words(texts: list[str]) -> Counter[Word]:
     """Gemma's BPE runs over whole texts with spaces as '▁'; merges are learned within words."""
     words: Counter[Word] = Counter()
     for text, count in Counter(texts).items():
         for piece in re.findall(r" ?\w+| ?[^\w\s]+|\s", text):
             words[tuple(piece.replace(" ", "▁"))] += count
     words[tuple("model")] += len(texts)  # of the chat template
-    merges = learn_merges(words)
+    return words
+
+
+def _build_gemma3(
+    directory: Path, words: Counter[Word], merges: list[Pair], *, sees: bool
+) -> Path:
     letters = sorted({letter for word in words for letter in word})
     tokens = [*GEMMA_SPECIAL_TOKENS, *_GEMMA_TURNS, *(f"<0x{i:02X}>" for i in range(256))]
     tokens += [*letters, *(a + b for a, b in merges)]
