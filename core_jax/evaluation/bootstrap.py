@@ -130,6 +130,14 @@ def bootstrap_ratio(numerators, denominators, **options) -> Estimate:
     return bootstrap_sums(rows, lambda sums: ratio(sums[..., 0], sums[..., 1]), **options)
 
 
+def bootstrap_quotient(rows_a, rows_b, **options) -> Estimate:
+    """Interval of (sum a0 / sum a1) / (sum b0 / sum b1), rows [n, 2] of the same examples."""
+    rows = np.concatenate([np.asarray(rows_a, float), np.asarray(rows_b, float)], axis=1)
+    return bootstrap_sums(
+        rows, lambda s: ratio(ratio(s[..., 0], s[..., 1]), ratio(s[..., 2], s[..., 3])), **options
+    )
+
+
 def micro_f1(sums: np.ndarray) -> np.ndarray:
     """F1 of summed counts [..., 4] = (true of predicted, predicted, found of true, true)."""
     precision, recall = ratio(sums[..., 0], sums[..., 1]), ratio(sums[..., 2], sums[..., 3])

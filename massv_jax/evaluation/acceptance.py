@@ -9,8 +9,8 @@ import numpy as np
 from core_jax.evaluation.bootstrap import (
     Estimate,
     bootstrap_difference,
+    bootstrap_quotient,
     bootstrap_ratio,
-    bootstrap_sums,
     ratio,
 )
 from massv_jax.evaluation.prompts import Question
@@ -102,11 +102,10 @@ def acceptance(measured: Measured, **options: Any) -> list[Estimate]:
 
 def times(measured: Measured, base: Measured, **options: Any) -> Estimate:
     """Emitted length over another arm's, on the same questions."""
-    parts = [[m.statistics.emitted, m.statistics.rounds] for m in (measured, base)]
-    rows = np.stack([x for part in parts for x in part], axis=1).astype(float)
-    return bootstrap_sums(
-        rows, lambda s: ratio(ratio(s[..., 0], s[..., 1]), ratio(s[..., 2], s[..., 3])), **options
+    ours, theirs = (
+        np.stack([m.statistics.emitted, m.statistics.rounds], axis=1) for m in (measured, base)
     )
+    return bootstrap_quotient(ours, theirs, **options)
 
 
 def difference(measured: Measured, base: Measured, **options: Any) -> Estimate:

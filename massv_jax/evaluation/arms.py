@@ -11,8 +11,8 @@ import numpy as np
 from core_jax.evaluation.bootstrap import (
     Estimate,
     bootstrap_difference,
+    bootstrap_quotient,
     bootstrap_ratio,
-    bootstrap_sums,
     ratio,
 )
 from massv_jax.evaluation.prompts import EvaluationError
@@ -54,17 +54,12 @@ class Arm:
 
     def times(self, base: "Arm", **options: Any) -> Estimate:
         """Emitted length over that of another arm on the same questions."""
-        rows = np.concatenate([self.sums(self.emitted), base.sums(base.emitted)], axis=1)
-        return bootstrap_sums(rows, _quotient, **options)
+        return bootstrap_quotient(self.sums(self.emitted), base.sums(base.emitted), **options)
 
     def minus(self, base: "Arm", **options: Any) -> Estimate:
         """Emitted length less that of another arm on the same questions."""
         rows = self.sums(self.emitted), base.sums(base.emitted)
         return bootstrap_difference(*rows, lambda s: ratio(s[..., 0], s[..., 1]), **options)
-
-
-def _quotient(sums: np.ndarray) -> np.ndarray:
-    return ratio(ratio(sums[..., 0], sums[..., 1]), ratio(sums[..., 2], sums[..., 3]))
 
 
 Key = tuple[str, float, int]  # task, temperature, gamma

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from core_jax.evaluation.bootstrap import Estimate, bootstrap_ratio, bootstrap_sums, ratio
+from core_jax.evaluation.bootstrap import Estimate, bootstrap_quotient, bootstrap_ratio
 from massv_jax.evaluation.prompts import Question
 from massv_jax.evaluation.reporting import BASELINE, Place, shown, tag
 from massv_jax.experiment import DecodingConfig
@@ -96,13 +96,11 @@ def _answer(
 
 def _times(ours: Timed, base: Timed, *, whole: bool, **options: Any) -> Estimate:
     """How many times as fast: the quotient of tokens a second."""
-    columns = []
-    for timed in (ours, base):
-        columns += [timed.tokens, timed.whole if whole else timed.rounds]
-    rows = np.stack(columns, axis=1).astype(float)
-    return bootstrap_sums(
-        rows, lambda s: ratio(ratio(s[..., 0], s[..., 1]), ratio(s[..., 2], s[..., 3])), **options
+    rows = (
+        np.stack([timed.tokens, timed.whole if whole else timed.rounds], axis=1)
+        for timed in (ours, base)
     )
+    return bootstrap_quotient(*rows, **options)
 
 
 def report_speed(

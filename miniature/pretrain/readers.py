@@ -31,7 +31,6 @@ class Reader(Protocol):
     family: Family
     model: Any
     preprocessor: Mapping[str, Any]
-    width: int  # of the tower's features
 
     def tokens(self, turns: Turns) -> Tokens:
         """A conversation about a picture."""
@@ -98,11 +97,6 @@ class Qwen2_5_VLReader:
         images = Qwen2_5_VLImageProcessor.from_hf(cls.preprocessor)
         model = qwen2_5_vl.Qwen2_5_VLForConditionalGeneration(config=config, execution=_EXECUTION)
         return cls(Qwen2_5_VLProcessor(tokenizer, images, config), model)
-
-    @property
-    def width(self) -> int:
-        """See `Reader`."""
-        return self.model.config.vision_config.hidden_size
 
     def tokens(self, turns: Turns) -> Tokens:
         """See `Reader`."""
@@ -182,11 +176,6 @@ class Gemma3Reader:
         images = gemma3_image_processor(cls.preprocessor)
         model = gemma3.Gemma3ForConditionalGeneration(config=config, execution=_EXECUTION)
         return cls(Gemma3Processor(tokenizer, images, config), model)
-
-    @property
-    def width(self) -> int:
-        """See `Reader`."""
-        return self.model.config.vision_config.hidden_size
 
     def tokens(self, turns: Turns) -> Tokens:
         """See `Reader`."""

@@ -81,7 +81,8 @@ def _train(
     labels = {"cells": cell_labels(all_scenes), "backgrounds": background_labels(all_scenes)}
     seen = train_tower(
         f"{out.name}-tower", {name: params[name] for name in tower}, reader.features,
-        width=reader.width, pixels=pixels, labels=labels, steps=tower_steps, workdir=workdir,
+        width=reader.model.config.vision_config.hidden_size, pixels=pixels, labels=labels,
+        steps=tower_steps, workdir=workdir,
     )  # fmt: skip
     learned = fit(
         out.name, params={"model": params | seen["model"], "probe": seen["probe"]},
