@@ -89,7 +89,7 @@ def test_query_i_sees_queries_up_to_i_only(vlv):
 
 
 def test_every_trained_leaf_of_stage1_gets_a_gradient(vlv):
-    _, grads = _stage1_gradient(vlv, _batch())
+    _, grads = _stage1_gradient(vlv, _cached(vlv, _batch()))
     dead = [n for n, g in flatten(grads).items() if not np.any(np.asarray(g))]
     # A bias of the keys shifts all logits of a softmax alike, so its gradient is zero but for
     # rounding; nothing else may be dead.
@@ -110,6 +110,7 @@ def test_stage1_draws_depend_on_the_example_only(vlv):
     assert not np.array_equal(a.noise, c.noise)
 
 
+@pytest.mark.slow
 def test_accumulated_stage1_step_equals_the_full_batch(vlv):
     networks, params, _ = vlv
     trained, frozen = split(params, stage1.TRAINABLE)
@@ -131,19 +132,24 @@ def test_accumulated_stage1_step_equals_the_full_batch(vlv):
     assert jnp.abs(after(2, False) - whole).max() > 1e-2 * scale
 
 
-def test_cached_features_and_moments_give_the_same_stage1_loss(vlv):
+def _cached(vlv, batch):
+    """The batch as it comes from a feature cache: a loss of it has no towers to compile."""
     networks, params, _ = vlv
-    batch = _batch()
-    plain, gradient = _stage1_gradient(vlv, batch)
     moments = jax.jit(lambda params, image: latent_moments(networks, params, image))
     mean, logvar = moments(params, batch["image"])
-    cached = {
+    return {
         "index": batch["index"],
         "features": _features(vlv, batch),
         "latent_mean": mean,
         "latent_logvar": logvar,
     }
-    value, cached_gradient = _stage1_gradient(vlv, cached)
+
+
+@pytest.mark.slow
+def test_cached_features_and_moments_give_the_same_stage1_loss(vlv):
+    batch = _batch()
+    plain, gradient = _stage1_gradient(vlv, batch)
+    value, cached_gradient = _stage1_gradient(vlv, _cached(vlv, batch))
     assert abs(value - plain) < 1e-5 * abs(plain)
     gradient, cached_gradient = ravel_pytree(gradient)[0], ravel_pytree(cached_gradient)[0]
     assert jnp.abs(cached_gradient - gradient).max() < 1e-3 * jnp.abs(gradient).max()
@@ -157,8 +163,9 @@ def test_cached_features_and_moments_give_the_same_stage1_loss(vlv):
     ],
 )  # fmt: skip
 def test_options_of_the_denoising_loss_change_it(vlv, options):
-    plain = _stage1(vlv, _batch())
-    changed = _stage1(vlv, _batch(), DenoisingConfig(**options))
+    batch = _cached(vlv, _batch())
+    plain = _stage1(vlv, batch)
+    changed = _stage1(vlv, batch, DenoisingConfig(**options))
     assert np.isfinite(changed)
     assert abs(changed - plain) > 1e-4 * plain
 
@@ -288,6 +295,7 @@ def test_joint_loss_adds_the_reconstruction(vlv):
     assert abs(value - (plain + 0.5 * float(metrics["denoising_loss"]))) < 1e-5 * value
 
 
+@pytest.mark.slow
 def test_fewer_queries_and_bfloat16_run(tiny_hub):
     config = dataclasses.replace(ModelConfig(**tiny_hub.model()), num_queries=3)
     networks, params, _ = load_networks(config)

@@ -85,6 +85,7 @@ def test_bfloat16_runs_and_is_near():
     assert 1e-5 < relative_error(got, want) < 0.1
 
 
+@pytest.mark.slow
 def test_other_convolutions_and_remat_change_no_gradient():
     config = Florence2Config.tiny()
     vision = dataclasses.replace(
