@@ -107,10 +107,13 @@ def mini_sampling() -> ConfigDict:
 
 
 def mini_data(**changes) -> ConfigDict:
-    """The miniature world, as `python -m miniature.build` writes it."""
+    """The miniature world, as `python -m miniature.build` writes it.
+
+    Batches of 8: with as many images in half as many steps, both stages learn more slowly.
+    """
     config = data(
         "tfds", "runs/miniature_world/miniature_world/full/1.0.0",
-        batch_size=16, image_size=64, max_tokens=64, num_threads=2,
+        batch_size=8, image_size=64, max_tokens=64, num_threads=2,
     )  # fmt: skip
     config.source.split = "train"
     config.update(changes)

@@ -40,10 +40,10 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _mini(config: ConfigDict) -> None:
-    steps = 1000
+    steps = 1200
     config.model = common.mini_model()
     config.data = common.mini_data()
-    config.run = common.run(steps, save_every=500, sample_every=500)
+    config.run = common.run(steps, save_every=600, sample_every=600)
     # What is pretrained moves slowly: at 3e-4 it forgets shapes (a probe of the caption embeddings
     # finds 62 % in place of 85 %, and 89 % before training), at 1e-3 even the places. The fresh
     # queries and their projection have to move fast.

@@ -193,3 +193,9 @@ class Experiment:
                 f"data.batch_size {self.data.batch_size} does not divide into "
                 f"run.grad_accum {self.run.grad_accum} micro-batches"
             )
+        joint, every = self.captioning.reconstruction_weight, self.captioning.reconstruction_every
+        if joint and (self.data.batch_size // self.run.grad_accum) % every:
+            raise ValueError(
+                f"captioning.reconstruction_every {every} does not divide the "
+                f"{self.data.batch_size // self.run.grad_accum} images of a micro-batch"
+            )

@@ -4,6 +4,7 @@ arXiv 2507.07104, section 3.3 and equation 2. Released code: models/VLV_stage2.p
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from vlv_jax.stage1 import DenoisingConfig, batch_features, batch_latents, denoi
 TRAINABLE_MLP = (r"projector/.*",)
 TRAINABLE_LLM = (*TRAINABLE_MLP, r"language_model/.*")
 TRAINABLE = (*TRAINABLE_LLM, r"florence2/language_model/(encoder|decoder)/.*")
+_REDRAWN = ("index", "image", "latent_mean", "latent_logvar")  # of a batch, for stage 1's loss
 # Without stage 1 the queries and phi must learn here, or they stay random.
 TRAINABLE_WITHOUT_STAGE1 = (*TRAINABLE, r"bridge/.*")
 
@@ -31,18 +33,23 @@ class CaptioningConfig:
     Attributes:
       reconstruction_weight: weight of stage 1's loss beside the captioning loss. The paper has
         0, after which captioning destroys redrawing; see docs/deviations.md.
+      reconstruction_every: which images that loss looks at: the first of every so many of a
+        batch. The UNet is dear, and some of the images are enough to hold on to redrawing.
       supervise_eos: whether the end of a caption is learned. The released code does not.
       logits_chunk: caption positions whose logits are held at once; [B, 300, V] in float32 would
         be most of a device's memory.
     """
 
     reconstruction_weight: float = 0.0
+    reconstruction_every: int = 1
     supervise_eos: bool = True
     logits_chunk: int = 64
 
     def __post_init__(self):
         if self.reconstruction_weight < 0:
             raise ValueError("captioning.reconstruction_weight must not be negative")
+        if self.reconstruction_every < 1:
+            raise ValueError("captioning.reconstruction_every must be at least 1")
 
 
 def prefix_embeddings(
@@ -81,6 +88,11 @@ def caption_loss(
     return masked_mean(losses, supervised), {"weight": weight, "token_accuracy": accuracy}
 
 
+def one_of_every(n: int, x: Array) -> Array:
+    """The first of every `n` rows: `[B, ...] -> [B/n, ...]`, each from the device that has it."""
+    return x.reshape(x.shape[0] // n, n, *x.shape[1:])[:, 0]
+
+
 def make_loss(networks: Networks, config: CaptioningConfig, denoising: DenoisingConfig) -> Callable:
     """The stage-2 loss `(trainable, frozen, batch, key) -> (loss, metrics)`.
 
@@ -99,9 +111,11 @@ def make_loss(networks: Networks, config: CaptioningConfig, denoising: Denoising
         )
         value, metrics = caption_loss(losses, correct, batch["supervised"])
         if config.reconstruction_weight:
-            latents, draws = batch_latents(networks, params, batch, key, denoising)
+            some = functools.partial(one_of_every, config.reconstruction_every)
+            images = {name: some(batch[name]) for name in _REDRAWN if name in batch}
+            latents, draws = batch_latents(networks, params, images, key, denoising)
             redraw = jnp.mean(
-                denoising_losses(networks, params, latents, context, draws, denoising)
+                denoising_losses(networks, params, latents, some(context), draws, denoising)
             )
             metrics |= {"caption_loss": value, "denoising_loss": redraw}
             value = value + config.reconstruction_weight * redraw

@@ -24,7 +24,7 @@ from miniature.pretrain.towers import read_grid, train_tower
 from miniature.world import Scene
 from miniature.world.dialogues import description, interview
 
-BATCH = 32
+BATCH = 16
 LENGTH = 136  # tokens of a conversation, the picture's included
 PROBE_WEIGHT = 0.3  # keeps the tower's eye for detail while the rest is still finding its words
 INTERVIEW_WEIGHT = 3.0  # of an answer's token: interviews have few

@@ -295,6 +295,15 @@ def test_joint_loss_adds_the_reconstruction(vlv):
     assert abs(value - (plain + 0.5 * float(metrics["denoising_loss"]))) < 1e-5 * value
 
 
+def test_joint_loss_of_one_in_two_images_is_that_of_these_images(vlv):
+    batch = _cached(vlv, _batch(4)) | _captions(vlv, ["A red circle.", "A star."] * 2)
+    every_other = {name: rows[::2] for name, rows in batch.items()}
+    some = _stage2(vlv, batch, reconstruction_weight=1.0, reconstruction_every=2)[1]
+    alone = _stage2(vlv, every_other, reconstruction_weight=1.0)[1]
+    np.testing.assert_allclose(some["denoising_loss"], alone["denoising_loss"], rtol=1e-5)
+    assert abs(float(some["caption_loss"]) - float(alone["caption_loss"])) > 1e-4
+
+
 @pytest.mark.slow
 def test_fewer_queries_and_bfloat16_run(tiny_hub):
     config = dataclasses.replace(ModelConfig(**tiny_hub.model()), num_queries=3)
