@@ -20,7 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from core_jax.convert.safetensors_io import TensorReader, write_tensors
+from core_jax.convert.safetensors_io import TensorReader
+from core_jax.convert.safetensors_write import write_tensors
 from core_jax.models import load_model, save_model
 from core_jax.models.auto import load_config
 from core_jax.models.gemma3 import Gemma3Config
