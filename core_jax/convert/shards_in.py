@@ -49,9 +49,9 @@ def read_leaf(
         return jax.block_until_ready(
             jax.device_put(_fill(reader, parts, shape, dtype, boxes)[boxes[0]])
         )
-    indices = sharding.addressable_devices_indices_map(shape).values()
+    indices: Any = sharding.addressable_devices_indices_map(shape).values()
     # Replicas are read once.
-    boxes = list(dict.fromkeys(box_of(index, shape) for index in indices if index is not None))
+    boxes = list(dict.fromkeys(box_of(index, shape) for index in indices))
     buffers = _fill(reader, parts, shape, dtype, boxes)
     return jax.block_until_ready(
         jax.make_array_from_callback(
@@ -121,7 +121,7 @@ def _read_stack(
     parts: Sequence[Assignment],
     shape: tuple[int, ...],
     dtype: np.dtype,
-    sharding: NamedSharding | None,
+    sharding: Sharding | None,
 ) -> jax.Array:
     """Layer after layer into zeros on the devices; every process does the same in the same order.
 
@@ -133,7 +133,8 @@ def _read_stack(
         alone = dataclasses.replace(part, entry=dataclasses.replace(part.entry, layer=None))
         layer = read_leaf(reader, [alone], shape[1:], dtype, of_layer)
         # Waiting keeps one layer on the devices, not all of them.
-        stack = jax.block_until_ready(_setter(sharding)(stack, layer, np.int32(part.entry.layer)))
+        number = np.int32(part.entry.layer or 0)
+        stack = jax.block_until_ready(_setter(sharding)(stack, layer, number))
     return stack
 
 

@@ -12,6 +12,9 @@ from core_jax.convert.boxes import BLOCK_BYTES, Box
 from core_jax.convert.rules import Entry, inverse
 from core_jax.convert.shards_in import box_of, layer_sharding, shares_memory
 
+# A slice that processes exchange; every device holds one.
+GATHERED_BYTES = 16 * 2**20
+
 # A part of an array that is on the host, and where in the array it belongs.
 Piece = tuple[Box, np.ndarray]
 
@@ -66,11 +69,8 @@ def host_pieces(leaf: Any, layer: int | None) -> list[Piece]:
         array = array if layer is None else array[layer, ...]
         return [(tuple((0, n) for n in array.shape), array)]
     if is_spread(leaf):
-        # Every process gets all of it, a layer at a time.
-        own = _taker(NamedSharding(_mesh(leaf), PartitionSpec()), layer is None)(
-            leaf, np.int32(layer or 0)
-        )
-        return [(tuple((0, n) for n in own.shape), np.asarray(own.addressable_data(0)))]
+        array = gather(leaf, layer)
+        return [] if array is None else [(tuple((0, n) for n in array.shape), array)]
     if not shares_memory(leaf.sharding):
         place = leaf.sharding if layer is None else layer_sharding(leaf.sharding, leaf.ndim)
         leaf, layer = _taker(place, layer is None)(leaf, np.int32(layer or 0)), None
@@ -85,10 +85,48 @@ def host_pieces(leaf: Any, layer: int | None) -> list[Piece]:
     return list(pieces.items())
 
 
-def _mesh(leaf: jax.Array) -> Any:
-    if not isinstance(leaf.sharding, NamedSharding):
-        raise ValueError(f"an array over several processes needs a mesh, not {leaf.sharding}")
-    return leaf.sharding.mesh
+def gather(leaf: jax.Array, layer: int | None) -> np.ndarray | None:
+    """All of an array (or of one layer) that is spread over processes, on process 0's host.
+
+    Every process must call it. Slices go round, along an axis that is not sharded: a few megabytes
+    on each device. Where every axis is sharded, all of it (of the layer) is on every device.
+
+    Raises:
+      ValueError: the array lies on no mesh.
+    """
+    sharding = leaf.sharding
+    if not isinstance(sharding, NamedSharding):
+        raise ValueError(f"an array over several processes needs a mesh, not {sharding}")
+    shape = leaf.shape if layer is None else leaf.shape[1:]
+    spec = (*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec)))[-len(shape) :]
+    free = [axis for axis, names in enumerate(spec) if not names]
+    axis = max(free, key=lambda i: shape[i], default=0)
+    count = shape[axis] if shape else 1
+    each = leaf.dtype.itemsize * int(np.prod(shape, dtype=np.int64)) // max(count, 1)
+    step = max(1, GATHERED_BYTES // max(each, 1)) if free else max(count, 1)
+    host = np.empty(shape, leaf.dtype) if jax.process_index() == 0 else None
+    for start in range(0, count, step):
+        size = min(step, count - start)
+        take = _slicer(NamedSharding(sharding.mesh, PartitionSpec()), layer is None, axis, size)
+        part = take(leaf, np.int32(layer or 0), np.int32(start))
+        mine = np.asarray(part.addressable_data(0))  # waits: one slice at a time
+        if host is not None:
+            host[(slice(None),) * axis + (slice(start, start + size),) if shape else ()] = mine
+    return host
+
+
+@functools.cache
+def _slicer(sharding: Any, whole: bool, axis: int, size: int) -> Any:
+    """Jitted (array, layer, start) -> a slice on every device."""
+
+    def take(array, layer, start):
+        if not whole:
+            array = jax.lax.dynamic_index_in_dim(array, layer, 0, keepdims=False)
+        if not array.ndim:
+            return array
+        return jax.lax.dynamic_slice_in_dim(array, start, size, axis)
+
+    return jax.jit(take, out_shardings=sharding)
 
 
 @functools.cache

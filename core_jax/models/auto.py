@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import ml_dtypes
 import numpy as np
+from jax.experimental import multihost_utils
 
 from core_jax.convert.rules import (
     Assignment,
@@ -23,7 +24,7 @@ from core_jax.convert.rules import (
     format_problems,
 )
 from core_jax.convert.safetensors_io import TensorReader
-from core_jax.convert.safetensors_write import Outgoing, write_stream
+from core_jax.convert.safetensors_write import MAX_SHARD_BYTES, Outgoing, write_stream
 from core_jax.convert.shards_in import read_leaf
 from core_jax.convert.shards_out import host_pieces, is_spread, stored_blocks
 from core_jax.models.family import Family
@@ -301,16 +302,17 @@ def save_model(
     if "model_type" in config:  # diffusers has no such key and warns about it
         config["dtype"] = _dtype_name(flat, dtype)
     outgoing = _outgoing(entries, weight_rules, flat, dtype)
-    if any(is_spread(leaf) for leaf in flat.values()) and jax.process_index():
+    spread = any(is_spread(leaf) for leaf in flat.values())
+    if spread and jax.process_index():
         _help_to_gather(entries, flat)
-        return
-    write_stream(
-        path,
-        outgoing,
-        file_name=family.file_name,
-        **({} if max_shard_bytes is None else {"max_shard_bytes": max_shard_bytes}),
-    )
-    _write_json(path / "config.json", config)
+    else:
+        write_stream(
+            path, outgoing, file_name=family.file_name,
+            max_shard_bytes=MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes,
+        )  # fmt: skip
+        _write_json(path / "config.json", config)
+    if spread:
+        multihost_utils.sync_global_devices(f"{path} is written")
 
 
 def _write_json(file: pathlib.Path, content: Mapping[str, Any]) -> None:
