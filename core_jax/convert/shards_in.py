@@ -42,17 +42,17 @@ def read_leaf(
       dtype: of the parameter.
       sharding: where it lies; on the default device, not committed to it, if None.
     """
-    if _by_layers(parts, shape, dtype, sharding):
+    if by_layers(parts, shape, dtype, sharding):
         return _read_stack(reader, parts, shape, dtype, sharding)
     if sharding is None:
         boxes = [tuple((0, n) for n in shape)]
         return jax.block_until_ready(
-            jax.device_put(_fill(reader, parts, shape, dtype, boxes)[boxes[0]])
+            jax.device_put(fill(reader, parts, shape, dtype, boxes)[boxes[0]])
         )
     indices: Any = sharding.addressable_devices_indices_map(shape).values()
     # Replicas are read once.
     boxes = list(dict.fromkeys(box_of(index, shape) for index in indices))
-    buffers = _fill(reader, parts, shape, dtype, boxes)
+    buffers = fill(reader, parts, shape, dtype, boxes)
     return jax.block_until_ready(
         jax.make_array_from_callback(
             shape, sharding, lambda index: buffers[box_of(index, shape)], dtype=dtype
@@ -65,7 +65,7 @@ def box_of(index: Sequence[slice], shape: tuple[int, ...]) -> Box:
     return tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
 
 
-def _fill(
+def fill(
     reader: TensorReader,
     parts: Sequence[Assignment],
     shape: tuple[int, ...],
@@ -98,9 +98,10 @@ def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return raw[first : first + size].view(dtype).reshape(shape)
 
 
-def _by_layers(
+def by_layers(
     parts: Sequence[Assignment], shape: tuple[int, ...], dtype: Any, sharding: Sharding | None
 ) -> bool:
+    """Whether a parameter is put together on its devices, layer by layer."""
     if parts[0].entry.layer is None or shares_memory(sharding):
         return False
     if sharding is not None and not isinstance(sharding, NamedSharding):
