@@ -76,6 +76,8 @@ FORMS = [(Layout.SAME, (8,)), (Layout.SAME, (8, 16)), (Layout.LINEAR, (8, 16)),
 def test_any_sharding_of_a_stack_has_the_same_values(layout, shape, mesh, place, tmp_path):
     reader, parts, whole = _stack(tmp_path, layout, shape, 4)
     specs = [(None, *spec) for spec in SPECS if len(spec) <= len(shape)]
+    if place == "devices":  # each is compiled
+        specs = specs[-1:]
     for spec in [*specs, ("fsdp",), (("data", "tensor"), "fsdp")]:
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
         leaf = read_leaf(reader, parts, whole.shape, F32, sharding)
@@ -127,8 +129,8 @@ def test_transposed_files_and_other_types(layout, transpose, dtype, mesh, tmp_pa
 
 
 def test_scalars_and_vectors(mesh, tmp_path):
-    save_file({"s": np.float32(3).reshape(()), "v": np.arange(6, dtype=np.float32)},
-              tmp_path / FILE)  # fmt: skip
+    tensors = {"s": np.asarray(3, np.float32), "v": np.arange(6, dtype=np.float32)}
+    save_file(tensors, tmp_path / FILE)
     reader = TensorReader(tmp_path)
     for name, sharding in itertools.product("sv", (None, NamedSharding(mesh, PartitionSpec()))):
         entry = Entry(name, name, None, Layout.SAME, reader.shapes[name])
@@ -198,10 +200,10 @@ def test_cpu_devices_hold_the_buffers_that_were_read(mesh, tmp_path):
     assert len(places) == 2
     for _, piece in host_pieces(leaf, 1):
         assert any(0 <= piece.ctypes.data - p < whole.nbytes // 2 for p in places)
-    other = jax.device_put(leaf, sharding)
+    # A replica that wrote into what it shares would double it once more.
     doubled = jax.jit(lambda x: x * 2, donate_argnums=0)(leaf)
-    np.testing.assert_array_equal(doubled, whole * 2)
-    np.testing.assert_array_equal(other, whole)
+    for shard in doubled.addressable_shards:
+        np.testing.assert_array_equal(shard.data, whole[shard.index] * 2)
 
 
 def test_a_file_that_becomes_shorter_is_an_error(tmp_path):
