@@ -111,7 +111,7 @@ class TensorReader:
     def _read(self, name: str, start: int, target: np.ndarray) -> None:
         number, stored = self._places[name]
         read_at(
-            self._descriptors[number], memoryview(target), stored.offset + start,
+            self._descriptors[number], target.data, stored.offset + start,
             where=str(self._files[number]),
         )  # fmt: skip
 

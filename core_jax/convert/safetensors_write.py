@@ -131,7 +131,7 @@ def _write_file(path: pathlib.Path, tensors: Sequence[Outgoing]) -> None:
                 data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
                 written += len(data)
                 if written <= tensor.nbytes:  # never into the next tensor
-                    _write_all(file, memoryview(data))
+                    _write_all(file, data.data)
             if written != tensor.nbytes:
                 raise ValueError(f"{tensor.name}: {written} bytes instead of {tensor.nbytes}")
 

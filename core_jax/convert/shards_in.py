@@ -53,10 +53,12 @@ def read_leaf(
     # Replicas are read once.
     boxes = list(dict.fromkeys(box_of(index, shape) for index in indices))
     buffers = fill(reader, parts, shape, dtype, boxes)
+
+    def shard(index: Any) -> np.ndarray:
+        return buffers[box_of(index, shape)]
+
     return jax.block_until_ready(
-        jax.make_array_from_callback(
-            shape, sharding, lambda index: buffers[box_of(index, shape)], dtype=dtype
-        )
+        jax.make_array_from_callback(shape, sharding, shard, dtype=dtype)
     )
 
 
