@@ -91,7 +91,7 @@ def make_answerer(experiment: Experiment) -> Answerer:
     target = load_limited_target(experiment, mesh=mesh)
     drafter = open_drafter_named(
         model.drafter, target_dir=model.target, language_model=model.language_model,
-        dtype=model.frozen_dtype, execution=model.execution, mesh=mesh,
+        dtype=model.frozen_dtype, execution=model.execution, mesh=mesh, loaded=target,
     )  # fmt: skip
     decoder = SpeculativeDecoder(
         target, drafter, accept="on_policy" if config.on_policy else "coupled",

@@ -15,9 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from core_jax.models import save_model
 from core_jax.models.gemma3 import Gemma3ForConditionalGeneration
@@ -149,12 +147,14 @@ def pad_vocabulary(language_model: Mapping[str, Any], rows: int, *, used: int) -
     for name in ("embed_tokens", "lm_head"):
         if name not in language_model:
             continue
-        table = np.asarray(jax.device_get(language_model[name]["embedding"]))
+        table = language_model[name]["embedding"]
         more = rows - table.shape[0]
         if more <= 0:
             continue
-        last = table[-1:] if used < table.shape[0] else np.zeros_like(table[-1:])
-        padded[name] = {"embedding": jnp.asarray(np.concatenate([table, *[last] * more]))}
+        last = table[-1:] if used < table.shape[0] else jnp.zeros_like(table[-1:])
+        rows_more = jnp.repeat(last, more, axis=0)
+        # Where the table lies: the host needs no copy of it.
+        padded[name] = {"embedding": jnp.concatenate([table, rows_more])}
     return padded
 
 

@@ -63,7 +63,12 @@ class _Row:
 
 
 def open_drafter_named(
-    name: str, *, target_dir: str, language_model: str = "", **options: Any
+    name: str,
+    *,
+    target_dir: str,
+    language_model: str = "",
+    loaded: Target | None = None,
+    **options: Any,
 ) -> Any:
     """What `SpeculativeDecoder` takes as a drafter, of what a user calls it.
 
@@ -73,6 +78,7 @@ def open_drafter_named(
         massv_jax.train, or any model of the target's family.
       target_dir: the target's directory.
       language_model: what "text" stands for.
+      loaded: the target, where it is loaded already; drafters share its arrays.
       **options: of `load_target`.
 
     Raises:
@@ -93,7 +99,7 @@ def open_drafter_named(
 
     path = pathlib.Path(name).expanduser()
     if is_drafter(path) or (path / EXPERIMENT_FILE).is_file():
-        return open_drafter(path, target_dir, **options)
+        return open_drafter(path, target_dir, loaded=loaded, **options)
     return load_target(path, **options)
 
 
@@ -288,7 +294,7 @@ def make_decoder(
     """
     target: Target = load_target(target_dir, **options)
     made = open_drafter_named(
-        drafter, target_dir=target_dir, language_model=language_model, **options
+        drafter, target_dir=target_dir, language_model=language_model, loaded=target, **options
     )
     return SpeculativeDecoder(
         target, made, accept=accept, min_confidence=min_confidence,

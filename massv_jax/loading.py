@@ -20,7 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from core_jax.convert.safetensors_io import TensorReader, write_tensors
+from core_jax.convert.safetensors_io import TensorReader
+from core_jax.convert.safetensors_write import write_tensors
+from core_jax.decode.target import Target
 from core_jax.models import load_model, save_model
 from core_jax.models.auto import load_config
 from core_jax.models.gemma3 import Gemma3Config
@@ -67,8 +69,12 @@ class DrafterParts:
     companions: pathlib.Path
 
 
-def target_config(path: pathlib.Path) -> TargetConfig:
+def target_config(path: pathlib.Path, loaded: Target | None = None) -> TargetConfig:
     """Configuration of a target's directory.
+
+    Args:
+      path: the directory.
+      loaded: the target, where it is loaded already.
 
     Raises:
       FileNotFoundError: there is no configuration.
@@ -83,7 +89,7 @@ def target_config(path: pathlib.Path) -> TargetConfig:
                 "Qwen2.5-VL, a Gemma 3 with images, or a model that reads an image as a prefix"
             )
         return config
-    return prefix_config(prefix_target(str(path)))
+    return prefix_config(prefix_target(str(path)) if loaded is None else loaded)
 
 
 @functools.lru_cache(maxsize=1)
@@ -122,6 +128,15 @@ def load_merger(path: pathlib.Path, **options: Any) -> dict[str, Any]:
     return params["visual"]["merger"]
 
 
+def shared_merger(
+    path: pathlib.Path, loaded: Target | None = None, **options: Any
+) -> dict[str, Any]:
+    """`load_merger`, or the very arrays of a target that is loaded: on a device once."""
+    if loaded is None:
+        return load_merger(path, **options)
+    return loaded.params["visual"]["merger"]
+
+
 def make_drafter(
     target_dir: str | pathlib.Path,
     lm_dir: str | pathlib.Path,
@@ -133,6 +148,7 @@ def make_drafter(
     execution: Execution | None = None,
     dtype: Any = None,
     mesh: Any = None,
+    loaded: Target | None = None,
 ) -> DrafterParts:
     """A fresh drafter for a target, from a small language model of its tokenizer's family.
 
@@ -146,6 +162,7 @@ def make_drafter(
       execution: backends and rematerialisation.
       dtype: of the language model; as stored if None. The projector is float32.
       mesh: where the language model is placed.
+      loaded: the target, where it is loaded already: what is the target's own is not loaded again.
 
     Raises:
       BindingError: the language model has another tokenizer.
@@ -153,7 +170,7 @@ def make_drafter(
     """
     target_dir, lm_dir = pathlib.Path(target_dir), pathlib.Path(lm_dir)
     config = DrafterConfig.for_pair(
-        target_config(target_dir), load_config(lm_dir)[1], kind=kind, pooling=pooling
+        target_config(target_dir, loaded), load_config(lm_dir)[1], kind=kind, pooling=pooling
     )
     tokenizer = check_pair(config, target_dir, lm_dir)
     params: dict[str, Any] = {
@@ -163,7 +180,7 @@ def make_drafter(
     if config.kind == "merger" and init_from_target:
         params[PROJECTOR] = copy_merger(params[PROJECTOR], load_merger(target_dir))
     if config.kind == "mlp":
-        params[TARGET_MERGER] = load_merger(target_dir, dtype=dtype, mesh=mesh)
+        params[TARGET_MERGER] = shared_merger(target_dir, loaded, dtype=dtype, mesh=mesh)
     drafter = Drafter(config, Execution() if execution is None else execution)
     return DrafterParts(drafter, params, bind(target_dir, tokenizer), lm_dir)
 
@@ -245,6 +262,7 @@ def load_drafter(
     execution: Execution | None = None,
     dtype: Any = None,
     mesh: Any = None,
+    loaded: Target | None = None,
 ) -> DrafterParts:
     """Reads a drafter directory, or an exported stock one.
 
@@ -254,6 +272,7 @@ def load_drafter(
       execution: backends and rematerialisation.
       dtype: of the parameters; as stored if None.
       mesh: where parameters are placed.
+      loaded: the target, where it is loaded already: what is the target's own is not loaded again.
 
     Raises:
       FileNotFoundError: it is no drafter directory.
@@ -271,10 +290,10 @@ def load_drafter(
         _load_stock(path, content, options) if stock else _load_own(path, content, options)
     )
     config = DrafterConfig.for_pair(
-        target_config(target_dir), text, kind=content["kind"], pooling=content["pooling"]
+        target_config(target_dir, loaded), text, kind=content["kind"], pooling=content["pooling"]
     )
     if config.kind == "mlp":
-        params[TARGET_MERGER] = load_merger(target_dir, **options)
+        params[TARGET_MERGER] = shared_merger(target_dir, loaded, **options)
     drafter = Drafter(config, Execution() if execution is None else execution)
     return DrafterParts(drafter, params, binding, lm_dir)
 

@@ -30,7 +30,7 @@ from massv_jax.answers import AnswerSource
 from massv_jax.batches import RowMaker, check_supervision, policy_of
 from massv_jax.binding import Binding, weight_hashes
 from massv_jax.experiment import Experiment
-from massv_jax.loading import DrafterParts, load_tower, prefix_target
+from massv_jax.loading import TARGET_MERGER, DrafterParts, load_tower, prefix_target
 from massv_jax.phase2 import TARGET, TOWER, Teacher
 from massv_jax.workdir import assemble
 
@@ -142,6 +142,9 @@ def build_job(experiment: Experiment) -> Job:
     place = functools.partial(fsdp_by_size, mesh=mesh, axis=fsdp_axis(mesh))
     frozen_shardings = place(frozen)
     frozen = jax.device_put(frozen, frozen_shardings)
+    if TARGET_MERGER in frozen and TARGET in frozen:  # the same weights: on the devices once
+        for tree in (frozen, frozen_shardings):
+            tree[TARGET]["merger"] = tree[TARGET_MERGER]
     # What a checkpoint gave lies on one device.
     shardings_of_trained = place(trainable)
     trainable = jax.device_put(trainable, shardings_of_trained)
@@ -162,6 +165,7 @@ def build_job(experiment: Experiment) -> Job:
     sharding = batch_sharding(mesh)
     step_fn = jit_train_step(step, shardings, frozen_shardings, sharding, mesh)
     processor = load_frontend(experiment, config.target)
+    prefix_target.cache_clear()  # its arrays: what is trained with is in `frozen`
     return Job(step_fn, state, frozen, parts, processor, sharding)
 
 
@@ -180,22 +184,36 @@ def frozen_networks(
         tower = {k: v for k, v in target.params.items() if k != "language_model"}
         return {TOWER: tower}, target.decoder.encode_images, None
     extra: dict[str, Any] = {}
+    # At once in the type that they are kept in: not first in the file's, and then in both.
+    options = {"mesh": mesh, "dtype": experiment.model.frozen_dtype}
     if config.kind != "text" or asks:
-        extra[TOWER] = load_tower(path, mesh=mesh)
+        extra[TOWER] = load_tower(path, **options)
     teacher = None
     if asks:
-        extra[TARGET] = load_teacher(path, config.target, mesh=mesh)
+        own = config.kind != "mlp"  # such a drafter has the merger already
+        extra[TARGET] = load_teacher(path, config.target, with_merger=own, **options)
         teacher = Teacher(config.target, experiment.model.execution)
     return extra, None, teacher
 
 
-def load_teacher(path: pathlib.Path, config: Any, **options: Any) -> dict[str, Any]:
-    """The target's language model and projector; its tower is the drafter's."""
+def load_teacher(
+    path: pathlib.Path, config: Any, *, with_merger: bool = True, **options: Any
+) -> dict[str, Any]:
+    """The target's language model and projector; its tower is the drafter's.
+
+    Args:
+      path: the target's directory.
+      config: its configuration.
+      with_merger: also the merger of a Qwen2.5-VL.
+      **options: of `load_model`.
+    """
     if isinstance(config, Gemma3Config):
         patterns = (r"multi_modal_projector/.*", r"language_model/.*")
         return load_model(path, only=patterns, **options)[1]
-    _, params = load_model(path, only=(r"visual/merger/.*", r"language_model/.*"), **options)
-    return {"merger": params["visual"]["merger"], "language_model": params["language_model"]}
+    patterns = (r"language_model/.*", *([r"visual/merger/.*"] if with_merger else []))
+    _, params = load_model(path, only=patterns, **options)
+    merger = {"merger": params["visual"]["merger"]} if with_merger else {}
+    return {**merger, "language_model": params["language_model"]}
 
 
 _UNUSED = ("decoding", "evaluation", "distill")
@@ -225,6 +243,8 @@ def make_record(experiment: Experiment, binding: Binding) -> RunRecord:
 def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
     """Trains, or continues training, in a working directory."""
     job = build_job(experiment)
+    # What is trained is in the state: the weights that it began with would be there twice.
+    job = dataclasses.replace(job, parts=dataclasses.replace(job.parts, params={}))
     binding = job.parts.binding
     source = open_training_source(experiment, binding)
     rows = make_rows(experiment, job.parts, job.processor)

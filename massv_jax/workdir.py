@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from core_jax.config import to_dataclass
+from core_jax.decode.target import Target
 from core_jax.partition import flatten, unflatten
 from core_jax.train.checkpoint import load_params
 from core_jax.train.run_record import has_checkpoint
@@ -34,8 +35,15 @@ def load_experiment(workdir: pathlib.Path) -> Experiment:
     return to_dataclass(Experiment, json.loads(file.read_text()), path=EXPERIMENT_FILE)
 
 
-def assemble(experiment: Experiment, *, mesh: Any = None) -> DrafterParts:
+def assemble(
+    experiment: Experiment, *, mesh: Any = None, loaded: Target | None = None
+) -> DrafterParts:
     """The drafter that a run starts from: fresh, or that of `run.init_from`.
+
+    Args:
+      experiment: of the run.
+      mesh: where parameters are placed.
+      loaded: the target, where it is loaded already; see `load_drafter`.
 
     Raises:
       WorkdirError: `run.init_from` has no drafter, or another one than the config's.
@@ -43,13 +51,15 @@ def assemble(experiment: Experiment, *, mesh: Any = None) -> DrafterParts:
     """
     model, run = experiment.model, experiment.run
     if run.init_from and is_drafter(run.init_from):
-        parts = load_drafter(run.init_from, model.target, execution=model.execution, mesh=mesh)
+        parts = load_drafter(
+            run.init_from, model.target, execution=model.execution, mesh=mesh, loaded=loaded
+        )
         _check_kind(parts, experiment, run.init_from)
         return parts
     parts = make_drafter(
         model.target, model.language_model, kind=None if model.kind == "auto" else model.kind,
         pooling=model.pooling, seed=run.seed, init_from_target=model.init_from_target,
-        execution=model.execution, mesh=mesh,
+        execution=model.execution, mesh=mesh, loaded=loaded,
     )  # fmt: skip
     if run.init_from:
         return overlay(parts, trained_params(pathlib.Path(run.init_from)), where=run.init_from)
@@ -64,7 +74,7 @@ def open_drafter(
     Args:
       path: the directory.
       target: the target's directory; the one that a run was made with by default.
-      **options: of `load_drafter`, for drafter directories.
+      **options: of `load_drafter`; `dtype` is for drafter directories.
 
     Raises:
       WorkdirError: neither of the three, or a run without a checkpoint.
@@ -82,7 +92,7 @@ def open_drafter(
     if "execution" in options:
         model = dataclasses.replace(experiment.model, execution=options["execution"])
         experiment = dataclasses.replace(experiment, model=model)
-    parts = assemble(experiment, mesh=options.get("mesh"))
+    parts = assemble(experiment, mesh=options.get("mesh"), loaded=options.get("loaded"))
     return overlay(parts, own_params(path, experiment), where=str(path))
 
 

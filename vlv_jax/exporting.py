@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from core_jax.convert.safetensors_io import write_tensors
+from core_jax.convert.safetensors_write import write_tensors
 from core_jax.models import save_model
 from core_jax.partition import flatten
 from core_jax.train.workdir import newest_step

@@ -13,6 +13,7 @@ only it has, and what stands before that is taken off. UNet and VAE are not in i
 """
 
 import contextlib
+import functools
 import pathlib
 import shutil
 import tempfile
@@ -23,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from core_jax.convert.rules import WeightsError, format_problems
-from core_jax.convert.safetensors_io import TensorReader, write_tensors
+from core_jax.convert.safetensors_io import TensorReader
+from core_jax.convert.safetensors_write import Outgoing, write_stream
 from vlv_jax import networks as names
 from vlv_jax.experiment import Experiment
 from vlv_jax.exporting import Exportable, copy_companions, with_model, write_pipeline_files
@@ -195,8 +197,14 @@ def _as_hub(
         for group, (hub, target) in parts.items():
             copy_companions(hub, target)
             shutil.copyfile(hub / "config.json", target / "config.json")
-            tensors = ((own, reader.read(stored)) for own, stored in groups[group].items())
-            write_tensors(target, tensors, file_name="model.safetensors")
+            tensors = [
+                Outgoing(
+                    own, reader.shapes[stored], reader.dtypes[stored],
+                    functools.partial(reader.chunks, stored),
+                )
+                for own, stored in groups[group].items()
+            ]  # fmt: skip
+            write_stream(target, tensors, file_name="model.safetensors")
         yield {
             "florence2": str(root / "florence2"), "diffusion": str(pipeline),
             "language_model": str(root / "language_model"),

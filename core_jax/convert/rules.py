@@ -17,6 +17,11 @@ import numpy as np
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
+def inverse(axes: Sequence[int]) -> tuple[int, ...]:
+    """The permutation that undoes another."""
+    return tuple(sorted(range(len(axes)), key=lambda i: axes[i]))
+
+
 class Layout(enum.Enum):
     """How a stored tensor relates to ours."""
 
@@ -24,17 +29,27 @@ class Layout(enum.Enum):
     LINEAR = "linear"  # [out, in] -> [in, out]
     CONV = "conv"  # OIHW -> HWIO; a depthwise [C, 1, kh, kw] becomes [kh, kw, 1, C]
 
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """Stored orientation -> ours."""
+    def axes(self, rank: int, *, transpose: bool = False) -> tuple[int, ...]:
+        """For each of our axes the file's axis that it is: every layout only reorders axes.
+
+        Args:
+          rank: of the tensor.
+          transpose: the file has the stored orientation transposed (see `Assignment`).
+        """
+        axes = tuple(range(rank))
         if self is Layout.LINEAR:
-            return array.T
-        return array.transpose(2, 3, 1, 0) if self is Layout.CONV else array
+            axes = axes[::-1]
+        elif self is Layout.CONV:
+            axes = (2, 3, 1, 0)
+        return tuple(rank - 1 - a for a in axes) if transpose else axes
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        """Stored orientation -> ours, as a view."""
+        return array.transpose(self.axes(array.ndim))
 
     def to_stored(self, array: np.ndarray) -> np.ndarray:
-        """Our orientation -> the stored one."""
-        if self is Layout.LINEAR:
-            return array.T
-        return array.transpose(3, 2, 0, 1) if self is Layout.CONV else array
+        """Our orientation -> the stored one, as a view."""
+        return array.transpose(inverse(self.axes(array.ndim)))
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The stored tensor's shape for one of ours."""

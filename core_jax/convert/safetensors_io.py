@@ -1,34 +1,21 @@
-"""Safetensors directories, tensor by tensor; never a pickle."""
+"""Safetensors directories, read tensor by tensor or part by part; never a pickle."""
 
 import json
 import os
 import pathlib
-import shutil
-import stat
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Sequence
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+
+from core_jax.convert.boxes import BLOCK_BYTES, Block, Box, plan_blocks
+from core_jax.convert.header import CheckpointFormatError, Stored, read_at, read_header
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
-MAX_SHARD_BYTES = 5 * 10**9
-
-_DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
-    "BOOL": np.bool_,
-}  # fmt: skip
-
-
-class CheckpointFormatError(ValueError):
-    """A directory holds no readable safetensors; the message has the remedy."""
 
 
 class TensorReader:
-    """The tensors of a directory's safetensors files, read one at a time.
+    """The tensors of a directory's safetensors files, of which bytes are read only when asked for.
 
     Attributes:
       shapes: tensor name -> shape.
@@ -47,41 +34,102 @@ class TensorReader:
             index names is missing, or one tensor name in two files.
         """
         self.directory = pathlib.Path(directory)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, np.dtype] = {}
-        self._file_of: dict[str, pathlib.Path] = {}
-        self._handles: dict[pathlib.Path, safe_open] = {}
+        self._files: list[pathlib.Path] = []
+        # Kept open: a file that is replaced meanwhile would not fit the header that was read.
+        self._descriptors: list[int] = []
+        self._places: dict[str, tuple[int, Stored]] = {}
+        weakref.finalize(self, _close, self._descriptors)
         for file in _weight_files(self.directory):
-            self._read_header(file)
+            self._open(file)
+        self.shapes = {name: stored.shape for name, (_, stored) in self._places.items()}
+        self.dtypes = {name: stored.dtype for name, (_, stored) in self._places.items()}
 
-    def _read_header(self, file: pathlib.Path) -> None:
-        try:
-            handle = safe_open(file, framework="numpy")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointFormatError(
-                f"{file} is not a whole safetensors file ({error}); download or export it again"
-            ) from error
-        self._handles[file] = handle
-        for name in handle.keys():  # noqa: SIM118 - not a mapping
-            if name in self._file_of:
+    def _open(self, file: pathlib.Path) -> None:
+        header = read_header(file)
+        self._descriptors.append(os.open(file, os.O_RDONLY))
+        self._files.append(file)
+        for name, stored in header.items():
+            if name in self._places:
+                other = self._files[self._places[name][0]]
                 raise CheckpointFormatError(
-                    f"tensor {name} is in both {self._file_of[name].name} and {file.name}; "
+                    f"tensor {name} is in both {other.name} and {file.name}; "
                     "remove the file that does not belong to this checkpoint"
                 )
-            view = handle.get_slice(name)
-            dtype = view.get_dtype()
-            if dtype not in _DTYPES:
-                raise CheckpointFormatError(
-                    f"{file}: tensor {name} has type {dtype}, which is not supported; "
-                    "convert it to F32, F16 or BF16"
-                )
-            self._file_of[name] = file
-            self.shapes[name] = tuple(view.get_shape())
-            self.dtypes[name] = np.dtype(_DTYPES[dtype])
+            self._places[name] = len(self._files) - 1, stored
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in its stored type."""
-        return self._handles[self._file_of[name]].get_tensor(name)
+        array = np.empty(self.shapes[name], self.dtypes[name])
+        self._read(name, 0, array.reshape(-1).view(np.uint8))
+        return array
+
+    def chunks(self, name: str) -> Iterator[np.ndarray]:
+        """One tensor's elements in their stored order, as many at a time for every type."""
+        dtype, size = self.dtypes[name], int(np.prod(self.shapes[name], dtype=np.int64))
+        step = BLOCK_BYTES // 8
+        for start in range(0, size, step):
+            chunk = np.empty(min(step, size - start), dtype)
+            self._read(name, start * dtype.itemsize, chunk.view(np.uint8))
+            yield chunk
+
+    def read_into(self, name: str, boxes: Sequence[Box], targets: Sequence[np.ndarray]) -> None:
+        """Reads parts of a tensor, and no other bytes (see core_jax.convert.boxes).
+
+        Args:
+          name: of the tensor.
+          boxes: (start, stop) for each of its axes.
+          targets: an array of each box's shape, of any strides; values are cast to its type.
+        """
+        shape = self.shapes[name]
+        missing = max(0, 2 - len(shape))  # a vector is a column
+        shape += (1,) * missing
+        boxes = [(*box, *((0, 1),) * missing) for box in boxes]
+        targets = [target.reshape(target.shape + (1,) * missing) for target in targets]
+        for block in plan_blocks(shape, self.dtypes[name].itemsize, boxes):
+            data = self._block(name, shape, block)
+            for i in block.boxes:
+                _copy_share(data, block, boxes[i], targets[i])
+
+    def _block(self, name: str, shape: tuple[int, ...], block: Block) -> np.ndarray:
+        """[rows, columns, *the other axes] of a tensor."""
+        (top, bottom), (left, right) = block.rows, block.columns
+        dtype = self.dtypes[name]
+        cell = int(np.prod(shape[2:], dtype=np.int64)) * dtype.itemsize
+        row, run, count = shape[1] * cell, (right - left) * cell, bottom - top
+        first = top * row + left * cell
+        if block.whole:
+            raw = np.empty(count * row, np.uint8)
+            self._read(name, first, raw[: (count - 1) * row + run])
+            # Rows begin at their first needed column, so that the rest of each stands behind it.
+            data = raw.reshape(count, row)[:, :run]
+        else:
+            data = np.empty((count, run), np.uint8)
+            for i in range(count):
+                self._read(name, first + i * row, data[i])
+        return data.view(dtype).reshape(count, right - left, *shape[2:])
+
+    def _read(self, name: str, start: int, target: np.ndarray) -> None:
+        number, stored = self._places[name]
+        read_at(
+            self._descriptors[number], target.data, stored.offset + start,
+            where=str(self._files[number]),
+        )  # fmt: skip
+
+
+def _copy_share(data: np.ndarray, block: Block, box: Box, target: np.ndarray) -> None:
+    """Copies from a block what belongs to a box; `target` has the box's shape."""
+    (top, bottom), left = block.rows, block.columns[0]
+    rows, columns, *rest = box
+    share = data[(slice(None), slice(columns[0] - left, columns[1] - left),
+                  *(slice(*edges) for edges in rest))]  # fmt: skip
+    if share.dtype != target.dtype:
+        share = share.astype(target.dtype)  # before it is transposed: that is faster
+    target[top - rows[0] : bottom - rows[0]] = share
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -150,69 +198,3 @@ def _listed_file(directory: pathlib.Path, index: pathlib.Path, name: str) -> pat
             f"{index.name} names {name}, which is not in {directory}; the download is incomplete"
         )
     return directory / name
-
-
-def write_tensors(
-    directory: str | os.PathLike,
-    tensors: Iterable[tuple[str, np.ndarray]],
-    *,
-    file_name: str,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
-    """Writes tensors as one file, or as shards with an index past `max_shard_bytes`.
-
-    Each file appears under its final name only when it is whole.
-
-    Args:
-      directory: exists.
-      tensors: (name, array); consumed lazily, one shard in memory at a time.
-      file_name: such as 'model.safetensors'.
-      max_shard_bytes: upper limit of a shard (a larger single tensor gets a shard of its own).
-    """
-    directory = pathlib.Path(directory)
-    stem = file_name.removesuffix(".safetensors")
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as scratch:
-        shards, total = [], 0
-        for number, shard in enumerate(_shards(tensors, max_shard_bytes)):
-            path = pathlib.Path(scratch) / f"{number}.safetensors"
-            save_file({n: np.ascontiguousarray(a) for n, a in shard.items()}, path,
-                      metadata={"format": "pt"})
-            path.chmod(_default_mode(scratch))
-            total += sum(a.nbytes for a in shard.values())
-            shards.append((path, list(shard)))
-        _remove_old(directory, stem)
-        if len(shards) == 1:
-            shutil.move(shards[0][0], directory / file_name)
-            return
-        weight_map = {}
-        for number, (path, names) in enumerate(shards, start=1):
-            final = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-            shutil.move(path, directory / final)
-            weight_map |= dict.fromkeys(names, final)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / f"{file_name}.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _default_mode(scratch: str) -> int:
-    """What a new file may be here; safetensors writes files that only their owner can read."""
-    probe = pathlib.Path(scratch) / "mode"
-    probe.touch()
-    return stat.S_IMODE(probe.stat().st_mode)
-
-
-def _shards(
-    tensors: Iterable[tuple[str, np.ndarray]], limit: int
-) -> Iterator[Mapping[str, np.ndarray]]:
-    shard, size = {}, 0
-    for name, array in tensors:
-        if shard and size + array.nbytes > limit:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = array
-        size += array.nbytes
-    yield shard
-
-
-def _remove_old(directory: pathlib.Path, stem: str) -> None:
-    for old in [*directory.glob(f"{stem}.safetensors*"), *directory.glob(f"{stem}-*.safetensors")]:
-        old.unlink()

@@ -1,17 +1,19 @@
 """Hub directories in, hub directories out: `load_model`, `save_model`."""
 
+import functools
 import importlib
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import ml_dtypes
 import numpy as np
+from jax.experimental import multihost_utils
 
 from core_jax.convert.rules import (
     Assignment,
@@ -21,7 +23,10 @@ from core_jax.convert.rules import (
     derive_entries,
     format_problems,
 )
-from core_jax.convert.safetensors_io import TensorReader, write_tensors
+from core_jax.convert.safetensors_io import TensorReader
+from core_jax.convert.safetensors_write import MAX_SHARD_BYTES, Outgoing, write_stream
+from core_jax.convert.shards_in import read_leaf
+from core_jax.convert.shards_out import host_pieces, is_spread, stored_blocks
 from core_jax.models.family import Family
 from core_jax.partition import flatten, unflatten
 from core_jax.sharding import fsdp_by_size, param_shardings
@@ -108,7 +113,10 @@ def load_model(
     rules: Any = None,
     only: Sequence[str] | None = None,
 ) -> tuple[Any, Any]:
-    """Reads a hub directory.
+    """Reads a hub directory, tensor by tensor and straight into the parameters' shards.
+
+    A process reads the bytes that its own devices hold; beside the parameters the host holds some
+    megabytes. Only tensors that must repeat another, or be zero, are read whole by every process.
 
     Args:
       path: a model directory (config.json and safetensors), or a diffusers pipeline
@@ -145,17 +153,19 @@ def load_model(
     entries = derive_entries({p: x.shape for p, x in flat.items()}, weight_rules)
     assignments, aliases = assign(reader.shapes, entries, weight_rules)
     _check_types(reader, assignments)
+    shardings: Mapping[str, Any] = {}
+    if mesh is not None:
+        shardings = flatten(_shardings(family, unflatten(flat), mesh, rules))
+    # So far only headers were read.
     _check_aliases(reader, aliases)
     _check_zeros(reader, weight_rules)
     if only is not None:
         assignments = _chosen(assignments, only)
-    shardings = None
-    if mesh is not None:
-        shardings = flatten(_shardings(family, unflatten(flat), mesh, rules))
-    leaves = _read_leaves(reader, assignments, flat, dtype)
     params = {
-        name: _place(array, None if shardings is None else shardings[name])
-        for name, array in leaves
+        name: read_leaf(
+            reader, parts, flat[name].shape, _leaf_type(reader, parts, dtype), shardings.get(name)
+        )
+        for name, parts in _by_path(assignments).items()
     }
     return model, unflatten(params)
 
@@ -205,7 +215,10 @@ def _check_aliases(reader: TensorReader, aliases: list[tuple[str, str]]) -> None
         f"{name} differs from {target}, which it should repeat (tied)"
         for name, target in aliases
         if reader.shapes[name] != reader.shapes[target]
-        or not np.array_equal(reader.read(name), reader.read(target))
+        or not all(
+            np.array_equal(one, other)
+            for one, other in zip(reader.chunks(name), reader.chunks(target), strict=True)
+        )
     ]
     if differing:
         raise WeightsError(format_problems({"tied but different": differing}))
@@ -215,38 +228,27 @@ def _check_zeros(reader: TensorReader, rules: WeightRules) -> None:
     nonzero = [
         name
         for name in reader.shapes
-        if any(re.fullmatch(p, name) for p in rules.zeros) and reader.read(name).any()
+        if any(re.fullmatch(p, name) for p in rules.zeros)
+        and any(chunk.any() for chunk in reader.chunks(name))
     ]
     if nonzero:
         raise WeightsError(format_problems({"not supported unless zero": nonzero}))
 
 
-def _read_leaves(reader, assignments, flat, dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """One whole parameter at a time, so that host memory holds one, not the checkpoint."""
-    by_path: dict[str, list] = {}
+def _by_path(assignments: list[Assignment]) -> dict[str, list[Assignment]]:
+    by_path: dict[str, list[Assignment]] = {}
     for a in assignments:
         by_path.setdefault(a.entry.path, []).append(a)
-    for path, parts in by_path.items():
-        stored = [reader.dtypes[a.stored_name] for a in parts]
-        kind = _float_type(stored) if dtype is None else np.dtype(dtype)
-        leaf = np.empty(flat[path].shape, kind)
-        for a in parts:
-            tensor = reader.read(a.stored_name)
-            tensor = a.entry.layout.to_ours(tensor.T if a.transpose else tensor)
-            leaf[() if a.entry.layer is None else a.entry.layer] = tensor
-        yield path, leaf
+    return by_path
 
 
-def _float_type(stored: list[np.dtype]) -> np.dtype:
+def _leaf_type(reader: TensorReader, parts: list[Assignment], dtype: Any) -> np.dtype:
     """The stored type; float32 for float64 and where a stack's layers have several types."""
+    if dtype is not None:
+        return np.dtype(dtype)
+    stored = [reader.dtypes[a.stored_name] for a in parts]
     same = len(set(stored)) == 1 and stored[0] in STORED_TYPES  # float64 is not among them
     return stored[0] if same else np.dtype(np.float32)
-
-
-def _place(array: np.ndarray, sharding) -> jax.Array:
-    if sharding is None:
-        return jax.numpy.asarray(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda idx: array[idx])
 
 
 def save_model(
@@ -257,15 +259,16 @@ def save_model(
     dtype: Any = None,
     max_shard_bytes: int | None = None,
 ) -> None:
-    """Writes a hub directory in the family's canonical layout.
+    """Writes a hub directory in the family's canonical layout, some megabytes at a time.
 
     Args:
       path: created if needed; configuration and weights in it are replaced.
       model: Linen module of a family (or a dictionary of them for a pipeline's sub-folders, whose
         model_index.json is written unless there is one).
-      params: its parameters.
+      params: its parameters, on the host or on any mesh. Where that spans processes all of them
+        must call this; process 0 writes.
       dtype: type to store; each leaf's own if None.
-      max_shard_bytes: see `write_tensors`.
+      max_shard_bytes: see `write_stream`.
 
     Raises:
       WeightsError: the tree is not the model's.
@@ -298,13 +301,18 @@ def save_model(
     config = model.config.to_hf()
     if "model_type" in config:  # diffusers has no such key and warns about it
         config["dtype"] = _dtype_name(flat, dtype)
-    write_tensors(
-        path,
-        _stored(entries, weight_rules, flat, dtype),
-        file_name=family.file_name,
-        **({} if max_shard_bytes is None else {"max_shard_bytes": max_shard_bytes}),
-    )
-    _write_json(path / "config.json", config)
+    outgoing = _outgoing(entries, weight_rules, flat, dtype)
+    spread = any(is_spread(leaf) for leaf in flat.values())
+    if spread and jax.process_index():
+        _help_to_gather(entries, flat)
+    else:
+        write_stream(
+            path, outgoing, file_name=family.file_name,
+            max_shard_bytes=MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes,
+        )  # fmt: skip
+        _write_json(path / "config.json", config)
+    if spread:
+        multihost_utils.sync_global_devices(f"{path} is written")
 
 
 def _write_json(file: pathlib.Path, content: Mapping[str, Any]) -> None:
@@ -325,16 +333,22 @@ def _dtype_name(flat: Mapping[str, Any], dtype: Any) -> str:
     return re.sub(r"^bfloat16.*", "bfloat16", name)
 
 
-def _stored(entries, rules, flat, dtype) -> Iterator[tuple[str, np.ndarray]]:
+def _outgoing(entries, rules, flat, dtype) -> list[Outgoing]:
+    """What a file is to hold; a tensor's values are fetched when its turn comes."""
+    tensors = []
     for name, values in rules.buffers:
-        yield name, values().astype(np.float32 if dtype is None else dtype)
-    host: tuple[str, np.ndarray] | None = None  # the stacked leaf being written, fetched once
+        array = values().astype(np.float32 if dtype is None else dtype)
+        tensors.append(Outgoing(name, array.shape, array.dtype, functools.partial(iter, (array,))))
     for e in entries:
-        if host is None or host[0] != e.path:
-            host = (e.path, np.asarray(jax.device_get(flat[e.path])))
-        array = host[1] if e.layer is None else host[1][e.layer]
-        if dtype is not None:
-            array = array.astype(dtype)
-        if array.dtype not in STORED_TYPES:
-            array = array.astype(np.float32)
-        yield e.name, np.ascontiguousarray(e.layout.to_stored(array))
+        kind = np.dtype(flat[e.path].dtype if dtype is None else dtype)
+        kind = kind if kind in STORED_TYPES else np.dtype(np.float32)
+        blocks = functools.partial(stored_blocks, flat[e.path], e, kind)
+        tensors.append(Outgoing(e.name, e.shape, kind, blocks))
+    return tensors
+
+
+def _help_to_gather(entries, flat) -> None:
+    """The other processes' part while process 0 writes."""
+    for e in entries:
+        if is_spread(flat[e.path]):
+            host_pieces(flat[e.path], e.layer)

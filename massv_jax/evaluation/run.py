@@ -93,7 +93,8 @@ def load_subject(experiment: Experiment, arms: Mapping[str, str]) -> Subject:
     drafted = {
         name: dataclasses.replace(
             plain, drafter=open_drafter_named(
-                drafter, target_dir=model.target, language_model=model.language_model, **options
+                drafter, target_dir=model.target, language_model=model.language_model,
+                loaded=target, **options,
             ),
         )
         for name, drafter in arms.items()

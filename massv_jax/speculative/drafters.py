@@ -186,7 +186,7 @@ def as_drafter(drafter: Any, target: Target) -> Drafter | None:
     if isinstance(drafter, Target):
         made = _of_model(drafter, target)
     elif all(hasattr(drafter, name) for name in ("drafter", "params", "companions")):
-        made = _of_parts(drafter)
+        made = _of_parts(drafter, target)
     elif hasattr(drafter, "proposer") and hasattr(drafter, "prepare"):
         made = drafter
     else:
@@ -223,13 +223,16 @@ def _of_model(model: Target, target: Target) -> ModelDrafter:
     )  # fmt: skip
 
 
-def _of_parts(parts: Any) -> ModelDrafter:
+def _of_parts(parts: Any, target: Target) -> ModelDrafter:
     from massv_jax.companions import load_tokenizer
+    from massv_jax.loading import TARGET_MERGER
 
-    drafter = parts.drafter
+    drafter, params = parts.drafter, parts.params
+    if TARGET_MERGER in params and "visual" in target.params:  # its own: on the devices once
+        params = {**params, TARGET_MERGER: target.params["visual"]["merger"]}
     return ModelDrafter(
         decoder=drafter.decoder,
-        params=drafter.decoder_params(parts.params),
+        params=drafter.decoder_params(params),
         vocab_size=drafter.config.vocab_size,
         tokenizer=load_tokenizer(parts.companions),
         make_prompt=_OwnView(drafter),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from core_jax.convert.safetensors_io import CheckpointFormatError, TensorReader, write_tensors
+from core_jax.convert.safetensors_io import CheckpointFormatError, TensorReader
+from core_jax.convert.safetensors_write import write_tensors
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 FILE = "model.safetensors"
