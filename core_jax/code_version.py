@@ -22,8 +22,8 @@ class CodeVersion:
 
     Attributes:
       release: version of the distribution, "unknown" where it is not installed.
-      commit: of the checkout, with "+changes" after it where files differ from that commit; else
-        the one that the launch named; empty where neither is known.
+      commit: of the checkout, with "+changes" after it where packages or configs differ from
+        that commit; else the one that the launch named; empty where neither is known.
       sources: of the packages' Python files, names and contents; it needs no git.
     """
 
@@ -86,7 +86,7 @@ def _git_commit(root: pathlib.Path) -> str:
     commit = _git(root, "rev-parse", "HEAD")
     if not commit:
         return ""
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *PACKAGES)
+    changed = _git(root, "status", "--porcelain", "--", *PACKAGES, "configs")
     return commit[:12] + ("+changes" if changed else "")
 
 
