@@ -15,7 +15,7 @@ from launch.local import free_port
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "tests/launch/tiny_config.py"
-pytestmark = pytest.mark.slow
+SLOW = pytest.mark.slow
 
 
 def _environment(**more):
@@ -37,7 +37,7 @@ def _launch(workdir, variant="", *arguments, processes=2):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=SLOW)])
 def test_the_launcher_runs_processes_that_agree(tmp_path, processes):
     run = _launch(tmp_path, processes=processes)
     said, _ = run.communicate(timeout=240)
@@ -73,10 +73,12 @@ def _by_hand(tmp_path, second=(), **second_env):
     ("second", "env", "named"),
     [
         (("--config.run.mesh.data=8",), {}, "config.run.mesh.data: 8, elsewhere -1"),
-        (("--config.run.steps=7",), {}, "config.run.steps: 7, elsewhere 1"),
-        (("--config.run.steps=-1", "--workdir=elsewhere"), {}, "--workdir: "),
-        ((), {"LAUNCH_SOURCES": "0" * 16}, "problem: this is not the code that was launched"),
-        ((), {"JAX_NUM_CPU_DEVICES": "2"}, "devices: 2, elsewhere 4"),
+        pytest.param(("--workdir=elsewhere",), {}, "--workdir: ", marks=SLOW),
+        pytest.param(
+            (), {"LAUNCH_SOURCES": "0" * 16}, "problem: this is not the code that was launched",
+            marks=SLOW,
+        ),
+        pytest.param((), {"JAX_NUM_CPU_DEVICES": "2"}, "devices: 2, elsewhere 4", marks=SLOW),
     ],
 )
 def test_the_odd_one_is_named_and_all_stop(tmp_path, second, env, named):
@@ -91,6 +93,7 @@ def test_the_odd_one_is_named_and_all_stop(tmp_path, second, env, named):
     assert time.monotonic() - began < 120  # of it nearly all is importing jax twice
 
 
+@SLOW
 def test_a_death_ends_the_others_and_is_named(tmp_path):
     run = _launch(tmp_path, "killed")
     said, _ = run.communicate(timeout=240)
@@ -98,6 +101,7 @@ def test_a_death_ends_the_others_and_is_named(tmp_path):
     assert "[launch] process 1 died by SIGKILL" in said
 
 
+@SLOW
 def test_a_users_mistake_in_one_process_ends_all(tmp_path):
     run = _launch(tmp_path, "refuses")
     said, _ = run.communicate(timeout=240)
