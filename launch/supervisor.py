@@ -4,6 +4,7 @@ A signal goes to all. When one dies, the others would wait for it for minutes; t
 moment to say what they saw, and are then ended, and the message names who died first and of what.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -124,13 +125,15 @@ class Supervisor:
     def _copy(self, index: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for text in process.stdout:
-            with self._lock:
-                self._out.write(f"[{index}] {text.rstrip()}\n")
-                self._out.flush()
+            self._write(f"[{index}] {text.rstrip()}\n")
 
     def _say(self, text: str) -> None:
-        with self._lock:
-            self._out.write(f"[launch] {text}\n")
+        self._write(f"[launch] {text}\n")
+
+    def _write(self, text: str) -> None:
+        """A reader that has gone must not stop the run: lines are lost, and still taken."""
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self._out.write(text)
             self._out.flush()
 
     def _wait(self) -> Fate:

@@ -96,6 +96,16 @@ def test_who_does_not_end_within_the_grace_period_is_killed_and_named():
     assert "process 0" in said
 
 
+def test_output_that_nobody_reads_any_more_does_not_stop_the_run():
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    supervisor = Supervisor(grace_seconds=5, out=Gone())
+    fate = supervisor.run(lambda: _group("for i in range(30000): print('a long line', i)"))
+    assert fate.status == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is told on Linux only")
 def test_nobody_goes_on_when_the_launcher_is_killed(tmp_path):
     mark = tmp_path / "pid"
