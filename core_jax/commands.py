@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import pathlib
 import re
 import typing
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from core_jax import distributed
 from core_jax.config import ConfigError, to_dataclass
 
 
@@ -26,6 +28,9 @@ def run_command(
 
     A user's mistake ends with one line and status 1 instead of a traceback. Flags are defined
     here, not on import, so that two commands can be imported by one program.
+
+    Where a launch started several processes (`core_jax.distributed`), they meet before anything
+    else, and none goes on unless all run the same thing (`core_jax.preflight`).
 
     Args:
       job: what to do; a flag that is not required and not given comes as None.
@@ -48,22 +53,76 @@ def run_command(
     required = {"config": config, "workdir": workdir}
     flags.mark_flags_as_required([name for name, needed in required.items() if needed])
 
+    _define_processes()
+
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         logging.set_verbosity(logging.WARNING)  # Orbax tells every detail at INFO
         try:
-            values = files.value.to_dict() if files.value is not None else None
-            told = to_dataclass(experiment, values) if values is not None else None
-        except ConfigError as error:
-            raise SystemExit(f"error: {error}") from error
-        path = pathlib.Path(place.value).expanduser().absolute() if place.value else None
-        try:
-            job(told, path)
-        except (*core_errors(), *errors) as error:
+            path = _workdir(place.value)
+            with distributed.joined(_membership()):
+                told = _agreed_config(files.value, experiment, path)
+                try:
+                    job(told, path)
+                except (*core_errors(), *errors) as error:
+                    raise SystemExit(f"error: {error}") from error
+        except (ConfigError, distributed.DistributedError, distributed.AllStop) as error:
             raise SystemExit(f"error: {error}") from error
 
     app.run(main, flags_parser=lambda argv: _parse(argv, experiment))
+
+
+def _define_processes() -> None:
+    """Flags of `core_jax.distributed`; on one machine none is needed."""
+    flags.DEFINE_string(
+        distributed.COORDINATOR, None, "host:port of process 0, in a run of several processes."
+    )
+    flags.DEFINE_integer(distributed.COUNT, None, "How many processes; 1: this one is alone.")
+    flags.DEFINE_integer(distributed.INDEX, None, "Which of them this is, from 0.")
+    flags.DEFINE_integer("join_seconds", 300, "How long a process waits for the others.")
+    flags.DEFINE_integer(
+        "heartbeat_seconds", 100, "After which a silent process counts as dead, and all end."
+    )
+
+
+def _membership() -> distributed.Membership | None:
+    values = flags.FLAGS
+    return distributed.find_membership(
+        {name: values[name].value for name in distributed.VARIABLES},
+        os.environ,
+        join_seconds=values.join_seconds,
+        heartbeat_seconds=values.heartbeat_seconds,
+    )
+
+
+def _workdir(value: str | None) -> pathlib.Path | None:
+    if not value:
+        return None
+    if "://" in value:
+        raise ConfigError(
+            f"--workdir={value} is an address, and a folder is needed: mount the bucket, and give "
+            "the path below the mount (docs/launching.md)"
+        )
+    return pathlib.Path(value).expanduser().absolute()
+
+
+def _agreed_config(values: typing.Any, experiment: type, path: pathlib.Path | None) -> typing.Any:
+    """The typed config, once all processes have said that theirs is the same.
+
+    Raises:
+      PreflightError: the config is wrong, or processes differ.
+    """
+    from core_jax import preflight
+
+    told, problem = None, ""
+    try:
+        told = to_dataclass(experiment, values.to_dict()) if values is not None else None
+    except ConfigError as error:
+        problem = str(error)
+    extra = {"--workdir": str(path)} if path else None
+    preflight.check(told, problem=problem, extra=extra)
+    return told
 
 
 def _parse(argv: list[str], experiment: type) -> list[str]:

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -76,6 +78,17 @@ def test_imports_point_one_way(package):
         )
     ]
     assert not problems, "\n".join(problems)
+
+
+def test_nobody_imports_launch():
+    """It starts the others, as processes; what they share with it is in core_jax."""
+    allowed = {package for package in PACKAGES if "launch" not in FORBIDDEN[package]}
+    assert allowed == {"launch"}
+
+
+def test_printing_a_launch_needs_no_jax():
+    code = "import sys, launch.__main__; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_pytorch_is_imported_lazily():

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import jax
 from etils import epath
 
+from core_jax.code_version import code_version
 from core_jax.train.errors import ResumeError
 
 FILE_NAME = "run.json"
@@ -137,6 +138,7 @@ def write_record(workdir: str, record: RunRecord, *, resumed_at: int | None) -> 
     now = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": resumed_at or 0,
+        "code": str(code_version()),
         "versions": versions(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

@@ -1,0 +1,150 @@
+"""What a TPU host gets: the code, a script that runs the command, and a systemd unit around it.
+
+A unit, not a command of an ssh session: a lost session would end the run, and SIGTERM of a host
+that is stopped reaches units only. systemd sends it to the trainer itself (the script execs it),
+waits for the save, and starts the unit again after a failure or a reboot; the run then resumes.
+"""
+
+from launch.request import BUCKET_MOUNT, Request
+from launch.shell import Verbatim, exports, here_document, line, need_secrets
+
+_END = "END_OF_FILE"
+# What a secret's value may hold: systemd would read quotes, spaces and backslashes in it.
+_PLAIN = "A-Za-z0-9._~+/=:@-"
+
+
+def run_script(job: Request) -> str:
+    """run.sh: the command, in the code's folder."""
+    lines = ["#!/usr/bin/env bash", "set -euo pipefail", 'cd "$(dirname "$0")/code"']
+    if job.bucket:
+        lines += [
+            f"if ! mountpoint -q {BUCKET_MOUNT}; then",
+            line("gcsfuse", "--implicit-dirs", job.bucket, BUCKET_MOUNT, indent="  "),
+            "fi",
+        ]
+    lines += exports(job.variables())
+    lines.append("# exec: SIGTERM must reach the trainer, not a shell that waits for it.")
+    lines.append(line("exec", *job.words("../venv/bin/python")))
+    return "\n".join(lines) + "\n"
+
+
+def setup_script(job: Request) -> str:
+    """setup.sh: installs the code and starts the unit; running it again is harmless."""
+    lines = [
+        "#!/usr/bin/env bash",
+        "set -euo pipefail",
+        'cd "$(dirname "$0")"',
+        "# What runs saves and ends before its code goes.",
+        f"sudo systemctl stop {job.name} 2>/dev/null || true",
+        "rm -rf code && mkdir code && tar -xzf code.tar.gz -C code",
+        "if [ ! -x venv/bin/python ]; then",
+        "  if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then",
+        "    python3 -m venv venv",
+        "  else  # images with an older Python",
+        "    python3 -m pip install --quiet --user uv",
+        "    python3 -m uv venv --quiet --seed --python 3.11 venv",
+        "  fi",
+        "fi",
+        "venv/bin/python -m pip install --quiet -e './code[tpu]'",
+    ]
+    if job.bucket:
+        lines += [
+            "if ! command -v gcsfuse >/dev/null; then",
+            '  echo "gcsfuse is missing on this image: install it (docs/launching.md)" >&2',
+            "  exit 1",
+            "fi",
+            f"sudo mkdir -p {BUCKET_MOUNT}",
+            f'sudo chown "$(id -u):$(id -g)" {BUCKET_MOUNT}',
+        ]
+    name = job.name
+    lines += [
+        f'sed -e "s|@HOME@|$PWD|g" -e "s|@USER@|$(id -un)|g" {name}.service |',
+        f"  sudo tee /etc/systemd/system/{name}.service >/dev/null",
+        "sudo systemctl daemon-reload",
+        f"sudo systemctl enable --quiet {name}",
+        f"sudo systemctl reset-failed {name} 2>/dev/null || true",
+        f"sudo systemctl restart {name}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def unit(job: Request) -> str:
+    """NAME.service; @HOME@ and @USER@ are filled in on the host."""
+    secrets = "EnvironmentFile=@HOME@/secrets.env\n" if job.secrets else ""
+    return f"""\
+[Unit]
+Description={job.module} of the launch {job.name}
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=infinity
+StartLimitBurst={job.max_restarts + 1}
+
+[Service]
+User=@USER@
+ExecStart=/bin/bash @HOME@/run.sh
+{secrets}KillSignal=SIGTERM
+KillMode=mixed
+TimeoutStopSec={job.grace_seconds}
+Restart=on-failure
+RestartSec=20
+LimitNOFILE=1048576
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def staging(job: Request) -> list[str]:
+    """Shell that makes "$stage/NAME.tar.gz": the three files, the code, and the secrets."""
+    lines = [
+        *need_secrets(job.secrets),
+        'stage=$(mktemp -d)',
+        "trap 'rm -rf \"$stage\"' EXIT",
+        f'mkdir "$stage/{job.name}"',
+        line("git", "archive", "--format=tar.gz",
+             Verbatim(f'--output="$stage/{job.name}/code.tar.gz"'), job.code.commit),
+    ]  # fmt: skip
+    files = (
+        ("run.sh", run_script(job)),
+        ("setup.sh", setup_script(job)),
+        (f"{job.name}.service", unit(job)),
+    )
+    for file, text in files:
+        path = Verbatim(f'"$stage/{job.name}/{file}"')
+        lines.append(here_document(path, text, end=_END))
+    if job.secrets:
+        lines.append("# Values go by a file that only you can read, never by a command line.")
+        lines.append(f'(umask 077 && : > "$stage/{job.name}/secrets.env")')
+    for name in job.secrets:
+        lines += [
+            f'case "${name}" in',
+            f"  *[!{_PLAIN}]*)",
+            f'    echo "{name} has a character that systemd would change" >&2',
+            "    exit 1",
+            "    ;;",
+            "esac",
+            f'printf \'{name}=%s\\n\' "${name}" >> "$stage/{job.name}/secrets.env"',
+        ]
+    lines.append(f'tar -czf "$stage/{job.name}.tar.gz" -C "$stage" {job.name}')
+    return lines
+
+
+def install_command(job: Request) -> str:
+    """What a host does with the archive."""
+    name = job.name
+    return (
+        f"umask 077 && tar -xzf {name}.tar.gz && rm {name}.tar.gz && bash {name}/setup.sh"
+    )
+
+
+def unit_state_command(name: str) -> str:
+    """Prints missing, active, activating, inactive (the command is done) or failed."""
+    return (
+        f"if [ -e {name}/run.sh ]; then systemctl show {name} --property=ActiveState --value; "
+        "else echo missing; fi"
+    )
+
+
+def logs_command(name: str) -> str:
+    """Follows the log of a host."""
+    return f"journalctl --unit={name} --output=cat --lines=200 --follow"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+set -euo pipefail
+for host in $(gcloud compute instance-groups managed list-instances vlv-stage1 --project=my-project \
+  --zone=us-east5-b '--format=value(name)'); do
+  gcloud compute ssh "$host" --project=my-project --zone=us-east5-b \
+    '--command=sudo systemctl stop vlv-stage1' </dev/null || true
+done
+gcloud compute instance-groups managed delete vlv-stage1 --project=my-project \
+  --zone=us-east5-b --quiet
+gcloud compute instance-templates delete vlv-stage1 --project=my-project --quiet
+# A single host has no policy.
+gcloud compute resource-policies delete vlv-stage1 --project=my-project --region=us-east5 \
+  --quiet || true
