@@ -54,7 +54,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(
-        include=["core_jax*", "vlv_jax*", "massv_jax*", "miniature*"], exclude=["tests*"]
+        include=["core_jax*", "vlv_jax*", "massv_jax*", "miniature*", "launch*"], exclude=["tests*"]
     ),
     package_data={"miniature": ["checkpoints/**/*"]},
     entry_points={
