@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.flops import count_flops
+from core_jax.flops import count_flops
 from benchmarks.random_weights import random_leaves
 from configs import vlv_stage1
 from core_jax.config import to_dataclass
