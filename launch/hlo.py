@@ -191,12 +191,9 @@ def trip_count(program: Program, loop: Instruction) -> int:
         return 1
     root = program.root(condition)
     if root.opcode == "fusion" and root.called in program.computations:
-        constants = [_constant(program, name) for name in root.operands]
-        limit = next((c for c in constants if c is not None), None)
-        if limit is None:
-            inner = program.computations[root.called or ""]
-            limit = next((_constant(program, i.name) for i in inner if i.opcode == "constant"), None)
-        return limit if limit is not None else 1
+        inner = [i.name for i in program.computations[root.called or ""]]
+        constants = (_constant(program, name) for name in (*root.operands, *inner))
+        return next((c for c in constants if c is not None), 1)
     if root.opcode != "compare" or "direction=LT" not in root.attributes:
         return 1
     counter, limit = program.by_name[root.operands[0]], _constant(program, root.operands[1])

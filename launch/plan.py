@@ -31,6 +31,7 @@ _HTML = flags.DEFINE_string("html", None, "File to write the plan to, as a page.
 
 
 def main(argv: list[str]) -> None:
+    """Makes the plan; a user's mistake ends with one line."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:

@@ -4,7 +4,6 @@ Targets and language models whose directories are not on this machine come from 
 (core_jax.models.presets).
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from core_jax.models.gemma3 import Gemma3Config
 from core_jax.models.presets import abstract_model, find_config
 from core_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from core_jax.partition import cast_floating, split
-from core_jax.train.placement import PlacedStep
+from core_jax.train.placement import AbstractJob
 from massv_jax import phase2
 from massv_jax.drafter import LANGUAGE_MODEL, PROJECTOR, Drafter
 from massv_jax.drafter_config import DrafterConfig
@@ -28,19 +27,6 @@ from massv_jax.projector import init_projector
 from massv_jax.training import make_step, trainable_patterns
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
-
-
-@dataclasses.dataclass(frozen=True)
-class AbstractJob:
-    """A training job as shapes.
-
-    Attributes:
-      placed: the step.
-      arguments: (state, frozen, batch), shapes with shardings.
-    """
-
-    placed: PlacedStep
-    arguments: tuple[Any, Any, Any]
 
 
 def abstract_job(experiment: Experiment, mesh: Mesh) -> AbstractJob:

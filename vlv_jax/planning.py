@@ -1,10 +1,9 @@
-"""A training job as shapes: the very step that `vlv_jax.training` runs, without a weight or an image.
+"""A training job as shapes: the very step that `vlv_jax.training` runs, without a weight.
 
 Whatever of the hub is on this machine is read (configurations, tokenizers); for the rest there are
 presets (core_jax.models.presets) and the sizes of the released networks.
 """
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -14,7 +13,7 @@ from jax.sharding import Mesh
 
 from core_jax.diffusion.schedule import NoiseSchedule
 from core_jax.models.presets import abstract_model
-from core_jax.train.placement import PlacedStep
+from core_jax.train.placement import AbstractJob
 from vlv_jax import networks as names
 from vlv_jax.encoding import image_features, latent_moments
 from vlv_jax.experiment import Experiment, ModelConfig
@@ -31,19 +30,6 @@ from vlv_jax.training import batch_keys, divide, make_step, needs_decoder
 
 PROMPT_LENGTH = 14  # of the task prompt in Florence-2's tokens
 FLORENCE2_SIDE = 768  # of the released preprocessor_config.json
-
-
-@dataclasses.dataclass(frozen=True)
-class AbstractJob:
-    """A training job as shapes.
-
-    Attributes:
-      placed: the step.
-      arguments: (state, frozen, batch), shapes with shardings.
-    """
-
-    placed: PlacedStep
-    arguments: tuple[Any, Any, Any]
 
 
 def abstract_job(experiment: Experiment, mesh: Mesh) -> AbstractJob:

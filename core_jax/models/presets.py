@@ -3,6 +3,7 @@
 For everything that needs no weights: plans of jobs whose checkpoints are not on this machine.
 """
 
+import contextlib
 import importlib
 import os
 import pathlib
@@ -65,10 +66,8 @@ def find_config(path: str | os.PathLike) -> tuple[Family, Any]:
     if path.is_dir():
         family, config = load_config(path)
         if family.adapt is not None:
-            try:
+            with contextlib.suppress(CheckpointFormatError):  # configuration alone: it has to do
                 config = family.adapt(config, TensorReader(path).shapes)
-            except CheckpointFormatError:  # configuration alone: it has to do
-                pass
         return family, config
     names = {name.lower(): found for name, found in PRESETS.items()}
     for ending in ("/".join(path.parts[-2:]), path.name):

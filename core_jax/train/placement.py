@@ -60,6 +60,19 @@ class PlacedStep:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class AbstractJob:
+    """A training job as shapes: all that lowering and compiling it take.
+
+    Attributes:
+      placed: the step.
+      arguments: (state, frozen, batch), shapes with shardings.
+    """
+
+    placed: PlacedStep
+    arguments: tuple[TrainState, Tree, Tree]
+
+
 def place_step(
     loss_fn: LossFn,
     trainable: Tree,
