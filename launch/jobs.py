@@ -34,21 +34,26 @@ class PlannedJob:
     def with_batch(self, batch_size: int) -> "PlannedJob":
         """The same job with another batch over all devices."""
         old = self.experiment.data.batch_size
-        data = dataclasses.replace(self.experiment.data, batch_size=batch_size)
         units = {name: count // old * batch_size for name, count in self.units.items()}
-        return dataclasses.replace(
-            self, experiment=dataclasses.replace(self.experiment, data=data), units=units
-        )
+        changed = self.changed({"data.batch_size": batch_size})
+        return dataclasses.replace(changed, units=units)
 
     def without_remat(self) -> "PlannedJob":
         """The same job with nothing computed twice: what its arithmetic is."""
-        model = self.experiment.model
-        model = dataclasses.replace(
-            model, execution=dataclasses.replace(model.execution, remat="none")
-        )
-        return dataclasses.replace(
-            self, experiment=dataclasses.replace(self.experiment, model=model)
-        )
+        return self.changed({"model.execution.remat": "none"})
+
+    def changed(self, values: Mapping[str, Any]) -> "PlannedJob":
+        """The same job with other config values, by their paths (`run.grad_accum`)."""
+        experiment = self.experiment
+        for path, value in values.items():
+            experiment = _replace(experiment, path.split("."), value)
+        return dataclasses.replace(self, experiment=experiment)
+
+
+def _replace(config: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    inner = _replace(getattr(config, name), rest, value) if rest else value
+    return dataclasses.replace(config, **{name: inner})
 
 
 def job_of(config: Mapping[str, Any]) -> PlannedJob:

@@ -26,6 +26,9 @@ _SLICES = flags.DEFINE_integer("slices", 1, "How many such slices.")
 _PRICE = flags.DEFINE_float("price_per_chip_hour", None, "For the price of the run.")
 _EFFORT = flags.DEFINE_enum("effort", "low", ["low", "full"], "Of the compiler.")
 _FIT = flags.DEFINE_bool("fit", False, "Also find the largest batch a device; two more compiles.")
+_REMEDIES = flags.DEFINE_integer(
+    "remedies", 2, "Where the step does not fit: at most so many changes are compiled."
+)
 _JSON = flags.DEFINE_string("json", None, "File to write the plan to, as JSON.")
 _HTML = flags.DEFINE_string("html", None, "File to write the plan to, as a page.")
 
@@ -47,6 +50,7 @@ def _run() -> None:
     from launch.jobs import job_of
     from launch.plan_text import as_html, as_text
     from launch.planning import make_gpu_plan, make_plan
+    from launch.remedies import try_remedies
 
     if bool(_TOPOLOGY.value) == bool(_GPU.value):
         raise PlanError("name one of --topology (v5e:16x16) and --gpu (h200)")
@@ -61,6 +65,9 @@ def _run() -> None:
         plan = make_plan(
             job, topology, config=named, effort=_EFFORT.value, price_per_chip_hour=_PRICE.value
         )
+        if plan.fits is False and _REMEDIES.value > 0:
+            tried = try_remedies(job, topology, plan, _EFFORT.value, _REMEDIES.value)
+            plan = dataclasses.replace(plan, remedies=tried)
         if _FIT.value:
             plan = dataclasses.replace(plan, fit=fit_batch(job, topology, plan, _EFFORT.value))
     print(as_text(plan), end="")

@@ -42,6 +42,10 @@ def tables(plan: Plan) -> list[Table]:
     if plan.compiled is not None and plan.compiled.problem is not None:
         rows = [(size_text(b), shape, name) for b, shape, name in plan.compiled.problem.largest]
         found.append(("Largest temporaries", ("bytes", "shape", "of"), rows[:8]))
+    if plan.remedies:
+        tried = [(r.flags, size_text(r.needs), "fits" if r.fits else "does not fit")
+                 for r in plan.remedies]  # fmt: skip
+        found.append(("What would help, compiled", ("change", "needs", ""), tried))
     found.append(_work(plan))
     if plan.compiled is not None and plan.compiled.problem is None:
         found.append(_collectives(plan))

@@ -33,6 +33,7 @@ class Plan:
       run: None where the step does not fit.
       effort: of the compiler.
       fit: the largest batch a device, where it was asked for (launch.fitting).
+      remedies: what was tried where the step does not fit (launch.remedies).
       versions: of jax and libtpu.
     """
 
@@ -53,6 +54,7 @@ class Plan:
     run: Run | None
     effort: str
     fit: Any = None
+    remedies: tuple[Any, ...] = ()
     versions: dict[str, str]
 
     @property

@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -152,3 +153,18 @@ def test_a_job_changes_its_batch_and_its_remat():
     assert job.experiment.model.execution.remat == "full"
     assert job.without_remat().experiment.model.execution.remat == "none"
     assert dataclasses.replace(job) == job
+
+
+def test_remedies_leave_what_is_learned_as_it_is():
+    from configs import vlv_stage2
+    from launch.remedies import Remedy, candidates
+
+    job = job_of(vlv_stage2.get_config().to_dict())
+    plan: Any = types.SimpleNamespace(mesh={"data": 1, "fsdp": 16}, num_chips=16)
+    assert list(candidates(job, plan)) == [{"run.grad_accum": 2}, {"run.grad_accum": 4}]
+    plan = types.SimpleNamespace(mesh={"data": 16}, num_chips=16)
+    first, second, *_ = candidates(job.without_remat(), plan)
+    assert first == {"model.execution.remat": "full"}
+    assert second == first | {"run.mesh": {"data": 1, "fsdp": -1}}
+    remedy = Remedy(changes={"run.grad_accum": 2}, needs=1, fits=True)
+    assert remedy.flags == "--config.run.grad_accum=2"
