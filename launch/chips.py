@@ -58,7 +58,7 @@ CHIPS: dict[str, Chip] = {chip.name: chip for chip in (
         dcn_bandwidth=3.125e9,  # 2 x 100 Gbit/s a host of 8
     ),
     Chip(
-        name="v5p", peak_flops=_PEAK["tpu v5p"], hbm_bytes=95 * GiB, usable_bytes=None,
+        name="v5p", peak_flops=_PEAK["tpu v5p"], hbm_bytes=95 * GiB, usable_bytes=95.74 * GiB,
         hbm_bandwidth=2765e9, ici_bandwidth=600e9, dcn_bandwidth=6.25e9,  # 50 Gbit/s a chip
     ),
     Chip(

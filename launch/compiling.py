@@ -116,7 +116,8 @@ class Compiled:
     """What the compiler made of a step, for one device.
 
     Attributes:
-      memory: how the main memory is split; None if it did not fit.
+      memory: how the main memory is split. If it did not fit, what the compiler wants beyond the
+        arguments is all in the temporaries.
       problem: what did not fit; None if it did.
       cost: arithmetic and traffic; None if it did not fit.
       compiler_flops, compiler_bytes: the compiler's own count, every loop turning once.
@@ -124,7 +125,7 @@ class Compiled:
       seconds: it took.
     """
 
-    memory: Memory | None
+    memory: Memory
     problem: OutOfMemory | None
     cost: Cost | None
     compiler_flops: float | None
@@ -147,8 +148,10 @@ def compile_job(lowered: Lowered, effort: str) -> Compiled:
         problem = parse_out_of_memory(str(error))
         if problem is None:
             raise
+        wanted = max(0, problem.used - lowered.memory.arguments)
+        memory = dataclasses.replace(lowered.memory, temporaries=wanted, limit=problem.limit)
         return Compiled(
-            memory=None, problem=problem, cost=None, compiler_flops=None, compiler_bytes=None,
+            memory=memory, problem=problem, cost=None, compiler_flops=None, compiler_bytes=None,
             collectives=[], seconds=time.perf_counter() - began,
         )  # fmt: skip
     seconds = time.perf_counter() - began

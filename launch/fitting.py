@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from launch.compiling import Compiled, compile_job, lower_job
+from launch.compiling import compile_job, lower_job
 from launch.jobs import PlannedJob
 from launch.planning import Plan
 from launch.topology import Topology, topology_devices
@@ -50,14 +50,6 @@ def largest_below(fixed: float, slope: float, limit: float, multiple: int) -> in
     return max(0, math.floor((limit - fixed) / slope / multiple) * multiple)
 
 
-def needed(compiled: Compiled) -> int:
-    """Bytes, also of what does not fit."""
-    if compiled.memory is not None:
-        return compiled.memory.total
-    assert compiled.problem is not None
-    return compiled.problem.used
-
-
 def fit_batch(job: PlannedJob, topology: Topology, plan: Plan, effort: str) -> Fit:
     """Finds the largest batch; `plan` is the first of the two compiles.
 
@@ -73,10 +65,10 @@ def fit_batch(job: PlannedJob, topology: Topology, plan: Plan, effort: str) -> F
     def compile_at(batch: int) -> tuple[int, int]:
         lowered = lower_job(job.with_batch(batch * parts), devices, topology.chip)
         compiled = compile_job(lowered, effort)
-        tried.append((batch, needed(compiled), compiled.problem is None))
+        tried.append((batch, compiled.memory.total, compiled.problem is None))
         return tried[-1][:2]
 
-    first = (plan.batch_size // parts, needed(plan.compiled))
+    first = (plan.batch_size // parts, plan.compiled.memory.total)
     tried.append((*first, bool(plan.fits)))
     other = first[0] * 2 if plan.fits else first[0] // 2 // multiple * multiple
     if other < multiple:

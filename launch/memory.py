@@ -111,6 +111,12 @@ class OutOfMemory:
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)B?"
+# libtpu 0.0.42.1 says the first (seen; the number has the arguments in it, whatever it says), and
+# other versions the second, with a list of the largest allocations (literature, not seen here).
+_COMPLAINTS = (
+    rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)",
+    rf"[Uu]sed {_SIZE} of {_SIZE} hbm",
+)
 
 
 def _bytes(number: str, unit: str) -> int:
@@ -119,11 +125,8 @@ def _bytes(number: str, unit: str) -> int:
 
 def parse_out_of_memory(message: str) -> OutOfMemory | None:
     """The compiler's complaint; None if it is about something else."""
-    found = re.search(rf"[Uu]sed {_SIZE} of {_SIZE} hbm", message) or re.search(
-        rf"[Uu]sed\D*{_SIZE}\)? (?:exceeds available HBM \(|of ){_SIZE}", message
-    )
-    if found is None:
-        found = re.search(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)", message)
+    matches = (re.search(pattern, message) for pattern in _COMPLAINTS)
+    found = next((m for m in matches if m), None)
     if found is None:
         return None
     largest = []

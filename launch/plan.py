@@ -7,7 +7,7 @@ TPU is needed.
 import json
 import pathlib
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from core_jax.config import ConfigError
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
     """Makes the plan; a user's mistake ends with one line."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)  # jax tells that it finds no TPU
     try:
         _run()
     except (PlanError, ConfigError, UnknownPresetError, FileNotFoundError) as error:

@@ -41,7 +41,8 @@ def tables(plan: Plan) -> list[Table]:
     found = [_what(plan), _memory(plan)]
     if plan.compiled is not None and plan.compiled.problem is not None:
         rows = [(size_text(b), shape, name) for b, shape, name in plan.compiled.problem.largest]
-        found.append(("Largest temporaries", ("bytes", "shape", "of"), rows[:8]))
+        if rows:
+            found.append(("Largest temporaries", ("bytes", "shape", "of"), rows[:8]))
     if plan.remedies:
         tried = [(r.flags, size_text(r.needs), "fits" if r.fits else "does not fit")
                  for r in plan.remedies]  # fmt: skip
@@ -81,10 +82,9 @@ def _memory(plan: Plan) -> Table:
         "padding of layouts": memory.padding, "activations, temporaries": memory.temporaries,
         "other outputs": memory.outputs, "program": memory.code,
     }  # fmt: skip
-    known = plan.compiled is not None and plan.compiled.memory is not None
     rows = [(name, size_text(b), f"{100 * b / memory.limit:.1f} %")
             for name, b in parts.items() if b]  # fmt: skip
-    if known:
+    if plan.compiled is not None:
         rows.append(("headroom", size_text(memory.headroom),
                      f"{100 * memory.headroom / memory.limit:.1f} %"))  # fmt: skip
     if plan.lowered.replicated_optimizer:

@@ -59,9 +59,8 @@ class Plan:
 
     @property
     def memory(self) -> Memory:
-        """Of the compiled step; the arguments alone where it does not fit or was not compiled."""
-        found = self.compiled and self.compiled.memory
-        return found if found else self.lowered.memory
+        """Of the compiled step; the arguments alone where nothing was compiled."""
+        return self.lowered.memory if self.compiled is None else self.compiled.memory
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; the lowered program is left out, its fingerprint is there."""

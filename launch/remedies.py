@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launch.compiling import compile_job, lower_job
-from launch.fitting import needed
 from launch.jobs import PlannedJob
 from launch.planning import Plan
 from launch.topology import Topology, topology_devices
@@ -70,7 +69,7 @@ def try_remedies(
     for _, changes in zip(range(at_most), candidates(job, plan), strict=False):
         compiled = compile_job(lower_job(job.changed(changes), devices, topology.chip), effort)
         fits = compiled.problem is None
-        tried.append(Remedy(changes=changes, needs=needed(compiled), fits=fits))
+        tried.append(Remedy(changes=changes, needs=compiled.memory.total, fits=fits))
         if fits:
             break
     return tuple(tried)

@@ -103,4 +103,10 @@ def topology_devices(topology: Topology) -> list[Any]:
     except Exception as error:  # libtpu raises what it likes
         first = str(error).splitlines()[0]
         raise PlanError(f"libtpu does not build the topology {topology.name}: {first}") from error
+    if len(found.devices) != topology.num_chips:
+        raise PlanError(
+            f"libtpu {libtpu_version()} gives {len(found.devices)} devices for the "
+            f"{topology.num_chips} chips of {topology.name}: cores, of which no mesh can be made. "
+            "Plans of v4 are not possible with it; take v5e, v5p or v6e"
+        )
     return list(found.devices)

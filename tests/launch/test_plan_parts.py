@@ -47,8 +47,13 @@ def test_the_compiler_s_complaint_is_read():
         (round(2.25 * 2**30), "bf16[32,5,2304,2304]", "jit(on_mesh)/jvp(UNet)/attn/softmax"),
         (576 * 2**20, "f32[32,96,96,512]", "jit(on_mesh)/transpose(jvp(UNet))/conv"),
     )
-    older = "Ran out of memory on HBM: the program's (160.03G) exceeds available HBM (15.75G)"
-    assert round(parse_out_of_memory(older).used / 2**30, 2) == 160.03
+    seen = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (20.00G) exceeds available HBM (15.75G)."
+    )
+    found = parse_out_of_memory(seen)
+    assert found is not None
+    assert (found.used, found.limit) == (20 * 2**30, round(15.75 * 2**30))
     assert parse_out_of_memory("INVALID_ARGUMENT: something else") is None
 
 
