@@ -90,8 +90,8 @@ def make_plan(
       PlanError: no such topology, or mesh and batch do not go with it.
     """
     devices, chip = topology_devices(topology), topology.chip
+    lowered = lower_job(job, devices, chip)  # checks mesh and batch, too
     useful = model_flops(job, devices)
-    lowered = lower_job(job, devices, chip)
     compiled = compile_job(lowered, effort)
     line = run = None
     if compiled.cost is not None:
@@ -121,8 +121,8 @@ def make_gpu_plan(
       PlanError: mesh and batch do not go with one device.
     """
     devices = jax.devices("cpu")[:1]
+    lowered = lower_job(job, devices, chip)  # checks mesh and batch, too
     useful = model_flops(job, devices)
-    lowered = lower_job(job, devices, chip)
     # Traffic is not known without a compiler; the arguments are read once at least.
     line = roofline(chip, flops=lowered.traced_flops, hbm_bytes=lowered.memory.arguments)
     run = run_of(

@@ -119,14 +119,15 @@ def test_a_plan_of_four_chips():
 @pytest.mark.slow
 def test_out_of_memory_is_a_plan_with_remedies_and_a_batch_that_fits():
     topology = parse_topology("v5e:2x2")
-    # 4 GiB of a batch a device, and several times as much of what is made of it.
-    large = job(data__length=2**17)
+    # 6 GiB of a batch a device, and twice as much of what is made of it.
+    large = job(data__length=3 * 2**16)
     plan = make_plan(large, topology, config="tiny")
     assert plan.fits is False
     assert plan.memory.headroom < 0
     assert "DOES NOT FIT" in as_text(plan)
     tried = try_remedies(large, topology, plan, "low", 4)
-    assert tried
+    assert [dict(r.changes) for r in tried][:1] == [{"model.execution.remat": "full"}]
+    assert [r.fits for r in tried[:-1]] == [False] * (len(tried) - 1)
     assert tried[-1].fits
     found = fit_batch(large, topology, plan, "low")
     assert 0 < found.largest < 16
