@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from launch.planning import Plan
 
-Table = tuple[str, Sequence[str], list[Sequence[str]]]  # title, heads, rows
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, heads, rows
 
 
 def size_text(count: float) -> str:
