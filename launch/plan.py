@@ -62,7 +62,7 @@ def _run() -> None:
             job, gpu_chip(_GPU.value), config=named, price_per_chip_hour=_PRICE.value
         )
     else:
-        topology = parse_topology(_TOPOLOGY.value, _SLICES.value)
+        topology = parse_topology(_TOPOLOGY.value or "", _SLICES.value)
         plan = make_plan(
             job, topology, config=named, effort=_EFFORT.value, price_per_chip_hour=_PRICE.value
         )
