@@ -99,8 +99,8 @@ def _prepare(arguments: Arguments, folder: pathlib.Path) -> Mapping[str, Any]:
 def _unet_part(arguments: Arguments, measured: Measured) -> None:
     import jax
 
-    from benchmarks.flops import count_flops
     from benchmarks.random_weights import random_params
+    from core_jax.flops import count_flops
     from core_jax.models.unet import UNet2DConditionModel
     from core_jax.ops.execution import Execution
     from core_jax.train.hardware import peak_flops

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.flops import count_flops
 from benchmarks.random_weights import random_leaves
 from configs import vlv_stage1
 from core_jax.config import to_dataclass
 from core_jax.diffusion.schedule import NoiseSchedule
+from core_jax.flops import count_flops
 from core_jax.models import autoencoder_kl, clip_text, florence2, unet
 from core_jax.models.auto import family_of
 from core_jax.ops.execution import Execution

@@ -1,7 +1,6 @@
 """Setting up and running either phase of training from an experiment."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,12 +17,11 @@ from core_jax.models import load_model
 from core_jax.models.gemma3 import Gemma3Config
 from core_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from core_jax.partition import cast_floating, split
-from core_jax.sharding import batch_sharding, fsdp_axis, fsdp_by_size, make_mesh
+from core_jax.sharding import make_mesh
 from core_jax.train.loop import LoopConfig, TrainResult, run_training
-from core_jax.train.optimizer import make_optimizer, make_schedule
+from core_jax.train.placement import PlacedStep, place_step
 from core_jax.train.run_record import RunRecord
-from core_jax.train.state import TrainState, create_state
-from core_jax.train.step import jit_train_step, make_train_step
+from core_jax.train.state import TrainState
 from core_jax.train.workdir import save_experiment
 from massv_jax import phase1, phase2
 from massv_jax.answers import AnswerSource
@@ -139,34 +137,31 @@ def build_job(experiment: Experiment) -> Job:
     trainable, frozen = split(parts.params, trainable_patterns(experiment, config.kind))
     extra, encode, teacher = frozen_networks(experiment, parts, mesh)
     frozen = cast_floating({**frozen, **extra}, experiment.model.frozen_dtype)
-    place = functools.partial(fsdp_by_size, mesh=mesh, axis=fsdp_axis(mesh))
-    frozen_shardings = place(frozen)
-    frozen = jax.device_put(frozen, frozen_shardings)
-    if TARGET_MERGER in frozen and TARGET in frozen:  # the same weights: on the devices once
-        for tree in (frozen, frozen_shardings):
-            tree[TARGET]["merger"] = tree[TARGET_MERGER]
-    # What a checkpoint gave lies on one device.
-    shardings_of_trained = place(trainable)
-    trainable = jax.device_put(trainable, shardings_of_trained)
-    schedule = make_schedule(experiment.optimizer)
-    optimizer = make_optimizer(experiment.optimizer, schedule)
-    state, shardings = create_state(
-        trainable, optimizer, param_shardings=shardings_of_trained, mesh=mesh,
-        ema=experiment.run.ema_decay is not None,
-    )  # fmt: skip
     loss = phase2.make_loss(parts.drafter, experiment.loss, teacher=teacher, encode=encode)
-    step = make_train_step(
-        loss, optimizer, schedule,
+    placed = make_step(experiment, loss, trainable, frozen, mesh)
+    frozen = jax.device_put(frozen, placed.frozen_shardings)
+    if TARGET_MERGER in frozen and TARGET in frozen:  # the same weights: on the devices once
+        frozen[TARGET]["merger"] = frozen[TARGET_MERGER]
+    # What a checkpoint gave lies on one device.
+    state = placed.create_state(jax.device_put(trainable, placed.shardings.params))
+    processor = load_frontend(experiment, config.target)
+    prefix_target.cache_clear()  # its arrays: what is trained with is in `frozen`
+    return Job(placed.step_fn, state, frozen, parts, processor, placed.batch_sharding)
+
+
+def make_step(
+    experiment: Experiment, loss: Callable, trainable: Any, frozen: Any, mesh: Any
+) -> PlacedStep:
+    """The jitted step and where everything lies; parameters may be shapes."""
+    return place_step(
+        loss, trainable, frozen,
+        mesh=mesh,
+        optimizer=experiment.optimizer,
         grad_accum=experiment.run.grad_accum,
         compute_dtype=experiment.model.compute_dtype,
         ema_decay=experiment.run.ema_decay,
         seed=experiment.run.seed,
     )  # fmt: skip
-    sharding = batch_sharding(mesh)
-    step_fn = jit_train_step(step, shardings, frozen_shardings, sharding, mesh)
-    processor = load_frontend(experiment, config.target)
-    prefix_target.cache_clear()  # its arrays: what is trained with is in `frozen`
-    return Job(step_fn, state, frozen, parts, processor, sharding)
 
 
 def frozen_networks(

@@ -106,42 +106,68 @@ def load_networks(
         parts[names.VAE] = load_model(pipeline / "vae", mesh=mesh)
     if with_lm:
         parts[names.LANGUAGE_MODEL] = load_model(config.language_model, mesh=mesh)
-    modules = {n: m.clone(execution=config.execution) for n, (m, _) in parts.items()}
     params = {n: p for n, (_, p) in parts.items()}
     tokenizer = load_tokenizer(florence_dir)
     text_tokenizer = load_tokenizer(pipeline / "tokenizer")
     processor = load_processor(florence_dir)
-    text = modules[names.TEXT_ENCODER].config
-    bridge = Bridge(
-        config.num_queries, modules[names.FLORENCE2].config.text_config.d_model, text.hidden_size
+    text_length = parts[names.TEXT_ENCODER][0].config.max_position_embeddings
+    networks = compose(
+        config,
+        {n: m for n, (m, _) in parts.items()},
+        schedule=load_schedule(pipeline),
+        prompt_ids=tuple(tokenizer(config.task_prompt)["input_ids"]),
+        empty_ids=pad_empty(text_tokenizer, text_length),
+        image_mean=tuple(processor.mean),
+        image_std=tuple(processor.std),
     )
+    params |= init_added(networks, seed)
+    lm_tokenizer = load_tokenizer(pathlib.Path(config.language_model)) if with_lm else None
+    return networks, params, Pieces(processor, text_tokenizer, lm_tokenizer)
+
+
+def compose(config: ModelConfig, modules: Mapping[str, Any], **constants: Any) -> Networks:
+    """The pretrained networks with what VLV adds between them; no parameters.
+
+    Args:
+      config: sizes and execution.
+      modules: by name (vlv_jax.networks).
+      **constants: the other fields of `Networks`.
+
+    Raises:
+      ValueError: more queries than the text encoder has positions.
+    """
+    modules = {n: m.clone(execution=config.execution) for n, m in modules.items()}
+    text = modules[names.TEXT_ENCODER].config
     if config.num_queries > text.max_position_embeddings:
         raise ValueError(
             f"model.num_queries is {config.num_queries}, but the text encoder has only "
             f"{text.max_position_embeddings} positions"
         )
-    key_bridge, key_projector = jax.random.split(jax.random.key(seed))
-    params[names.BRIDGE] = init_bridge(bridge, key_bridge)
-    projector = None
-    if with_lm:
-        projector = CaptionProjector(modules[names.LANGUAGE_MODEL].config.hidden_size)
-        params[names.PROJECTOR] = init_projector(projector, text.hidden_size, key_projector)
-    networks = Networks(
+    lm = modules.get(names.LANGUAGE_MODEL)
+    return Networks(
         florence2=modules[names.FLORENCE2],
-        bridge=bridge,
+        bridge=Bridge(
+            config.num_queries,
+            modules[names.FLORENCE2].config.text_config.d_model,
+            text.hidden_size,
+        ),
         text_encoder=modules[names.TEXT_ENCODER],
-        schedule=load_schedule(pipeline),
-        prompt_ids=tuple(tokenizer(config.task_prompt)["input_ids"]),
-        empty_ids=pad_empty(text_tokenizer, text.max_position_embeddings),
-        image_mean=tuple(processor.mean),
-        image_std=tuple(processor.std),
         unet=modules.get(names.UNET),
         vae=modules.get(names.VAE),
-        projector=projector,
-        language_model=modules.get(names.LANGUAGE_MODEL),
+        projector=None if lm is None else CaptionProjector(lm.config.hidden_size),
+        language_model=lm,
+        **constants,
     )
-    lm_tokenizer = load_tokenizer(pathlib.Path(config.language_model)) if with_lm else None
-    return networks, params, Pieces(processor, text_tokenizer, lm_tokenizer)
+
+
+def init_added(networks: Networks, seed: int) -> dict[str, Any]:
+    """Fresh parameters of what VLV adds to the pretrained networks."""
+    key_bridge, key_projector = jax.random.split(jax.random.key(seed))
+    added = {names.BRIDGE: init_bridge(networks.bridge, key_bridge)}
+    if networks.projector is not None:
+        width = networks.text_encoder.config.hidden_size
+        added[names.PROJECTOR] = init_projector(networks.projector, width, key_projector)
+    return added
 
 
 def load_schedule(pipeline: pathlib.Path) -> NoiseSchedule:

@@ -1,7 +1,6 @@
 """Setting up and running a training job from an experiment."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,12 +10,11 @@ import jax
 from core_jax.data.pipeline import make_batches
 from core_jax.data.sources import open_source
 from core_jax.partition import split
-from core_jax.sharding import batch_sharding, fsdp_axis, fsdp_by_size, make_mesh
+from core_jax.sharding import make_mesh
 from core_jax.train.loop import Hook, LoopConfig, TrainResult, run_training
-from core_jax.train.optimizer import make_optimizer, make_schedule
+from core_jax.train.placement import PlacedStep, place_step
 from core_jax.train.run_record import RunRecord
-from core_jax.train.state import TrainState, create_state
-from core_jax.train.step import jit_train_step, make_train_step
+from core_jax.train.state import TrainState
 from core_jax.train.workdir import save_experiment
 from vlv_jax import networks as names
 from vlv_jax import stage1, stage2
@@ -116,31 +114,41 @@ def build_job(experiment: Experiment) -> Job:
         prefer_ema=True,
         mesh=mesh,
     )
+    trainable, frozen = divide(experiment, params)
+    placed = make_step(experiment, networks, trainable, frozen, mesh)
+    frozen = jax.device_put(frozen, placed.frozen_shardings)
+    state = placed.create_state(trainable)
+    return Job(placed.step_fn, state, frozen, networks, pieces, placed.batch_sharding)
+
+
+def divide(experiment: Experiment, params: Mapping[str, Any]) -> tuple[dict, dict]:
+    """What is trained, and what is frozen in the precision it is held in.
+
+    Args:
+      experiment: the config.
+      params: parameters by network.
+    """
     trainable, frozen = split(params, trainable_patterns(experiment))
     frozen = cast_frozen(frozen, experiment.model)
     if experiment.data.cache:
         frozen = _without_towers(frozen, experiment)
-    # Which parameters need splitting depends on size alone; small ones are replicated.
-    place = functools.partial(fsdp_by_size, mesh=mesh, axis=fsdp_axis(mesh))
-    frozen_shardings = place(frozen)
-    frozen = jax.device_put(frozen, frozen_shardings)
-    schedule = make_schedule(experiment.optimizer)
-    optimizer = make_optimizer(experiment.optimizer, schedule)
-    state, shardings = create_state(
-        trainable, optimizer, param_shardings=place(trainable), mesh=mesh,
-        ema=experiment.run.ema_decay is not None,
-    )  # fmt: skip
-    step = make_train_step(
-        make_loss(experiment, networks), optimizer, schedule,
+    return trainable, frozen
+
+
+def make_step(
+    experiment: Experiment, networks: Networks, trainable: Any, frozen: Any, mesh: Any
+) -> PlacedStep:
+    """The jitted step and where everything lies; parameters may be shapes (`divide`)."""
+    return place_step(
+        make_loss(experiment, networks), trainable, frozen,
+        mesh=mesh,
+        optimizer=experiment.optimizer,
         grad_accum=experiment.run.grad_accum,
         compute_dtype=experiment.model.compute_dtype,
         ema_decay=experiment.run.ema_decay,
         seed=experiment.run.seed,
         keyed_by_example=True,
     )  # fmt: skip
-    sharding = batch_sharding(mesh)
-    step_fn = jit_train_step(step, shardings, frozen_shardings, sharding, mesh)
-    return Job(step_fn, state, frozen, networks, pieces, sharding)
 
 
 def _without_towers(frozen: dict[str, Any], experiment: Experiment) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import stage1_step
-from benchmarks.flops import count_flops
+from core_jax.flops import count_flops
 from core_jax.ops.execution import Execution
 from core_jax.partition import count_parameters, split
 from vlv_jax.stage1 import TRAINABLE, make_loss

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from benchmarks.flops import count_flops
+from core_jax.flops import count_flops
 
 
 def _shape(*shape):

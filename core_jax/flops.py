@@ -22,10 +22,11 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
         once and of a `cond` the dearest branch counts.
       arguments: arrays or their shapes.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return count_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _count(jaxpr: Any) -> float:
+def count_jaxpr(jaxpr: Any) -> float:
+    """Operations of a trace; see `count_flops`."""
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -34,7 +35,7 @@ def _count(jaxpr: Any) -> float:
         elif name == "conv_general_dilated":
             total += _convolution(equation)
         else:
-            inner = [_count(x) for x in _inner(equation.params)]
+            inner = [count_jaxpr(x) for x in _inner(equation.params)]
             if name == "cond":
                 total += max(inner, default=0.0)
             else:

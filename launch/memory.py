@@ -1,0 +1,143 @@
+"""What lies in a device's main memory during a step, and why a step does not fit."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+      frozen, trained, optimizer, ema, batch: arguments, by the shapes of their shards.
+      padding: what the device's layouts add to the arguments.
+      temporaries: activations and whatever else the program holds for itself.
+      outputs: results that do not take the place of arguments.
+      code: the program.
+      limit: what there is.
+    """
+
+    frozen: int
+    trained: int
+    optimizer: int
+    ema: int
+    batch: int
+    padding: int = 0
+    temporaries: int = 0
+    outputs: int = 0
+    code: int = 0
+    limit: int
+
+    @property
+    def arguments(self) -> int:
+        """All of them, as laid out."""
+        parts = (self.frozen, self.trained, self.optimizer, self.ema, self.batch, self.padding)
+        return sum(parts)
+
+    @property
+    def total(self) -> int:
+        """What the step needs."""
+        return self.arguments + self.temporaries + self.outputs + self.code
+
+    @property
+    def headroom(self) -> int:
+        """What is left; negative if the step does not fit."""
+        return self.limit - self.total
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes of one device's shards of shapes with shardings."""
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def replicated_bytes(tree: Any) -> int:
+    """Bytes of those leaves of which every device holds a whole copy, on a mesh of several."""
+    return sum(
+        int(np.prod(x.shape, dtype=np.int64)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+        if x.sharding.num_devices > 1 and x.sharding.is_fully_replicated
+    )
+
+
+def argument_memory(arguments: tuple[Any, Any, Any], limit: float) -> Memory:
+    """What is known without compiling: the arguments `(state, frozen, batch)`."""
+    state, frozen, batch = arguments
+    return Memory(
+        frozen=shard_bytes(frozen),
+        trained=shard_bytes(state.params),
+        optimizer=shard_bytes((state.opt_state, state.step)),
+        ema=shard_bytes(state.ema),
+        batch=shard_bytes(batch),
+        limit=int(limit),
+    )
+
+
+def compiled_memory(known: Memory, stats: Any) -> Memory:
+    """With what the compiler says (`compiled.memory_analysis()`).
+
+    Args:
+      known: the arguments.
+      stats: arguments, outputs, those that share memory, temporaries and code, in bytes.
+    """
+    return dataclasses.replace(
+        known,
+        padding=stats.argument_size_in_bytes - known.arguments,
+        temporaries=stats.temp_size_in_bytes,
+        outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutOfMemory:
+    """What the compiler says of a step that does not fit.
+
+    Attributes:
+      used, limit: bytes.
+      largest: (bytes, shape, what it is for) of the largest temporaries.
+    """
+
+    used: int
+    limit: int
+    largest: tuple[tuple[int, str, str], ...]
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = r"([\d.]+)([KMGT]?)B?"
+# libtpu 0.0.42.1 says the first (seen; the number has the arguments in it, whatever it says), and
+# other versions the second, with a list of the largest allocations (literature, not seen here).
+_COMPLAINTS = (
+    rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)",
+    rf"[Uu]sed {_SIZE} of {_SIZE} hbm",
+)
+
+
+def _bytes(number: str, unit: str) -> int:
+    return round(float(number) * _UNITS[unit])
+
+
+def parse_out_of_memory(message: str) -> OutOfMemory | None:
+    """The compiler's complaint; None if it is about something else."""
+    matches = (re.search(pattern, message) for pattern in _COMPLAINTS)
+    found = next((m for m in matches if m), None)
+    if found is None:
+        return None
+    largest = []
+    for block in re.split(r"\n\s*={5,}", message):
+        size = re.search(rf"Size: {_SIZE}", block)
+        if size is None:
+            continue
+        shape = re.search(r"Shape: (\S+?)\{", block)
+        name = re.search(r'op_name="([^"]*)"', block)
+        largest.append((
+            _bytes(*size.groups()), shape.group(1) if shape else "", name.group(1) if name else ""
+        ))  # fmt: skip
+    used, limit = _bytes(*found.groups()[:2]), _bytes(*found.groups()[2:])
+    return OutOfMemory(used=used, limit=limit, largest=tuple(largest))
