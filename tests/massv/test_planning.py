@@ -55,13 +55,14 @@ def places(tree):
 TEACHER = {"ce": 1.0, "kl": 1.0, "teacher": "target"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "task", "model", "loss"),
     [
         ("qwen", "phase1", {}, {}),
-        pytest.param("qwen", "phase2", {"pooling": 2}, TEACHER, marks=pytest.mark.slow),
-        pytest.param("qwen", "phase2", {"kind": "text"}, TEACHER, marks=pytest.mark.slow),
-        pytest.param("qwen", "phase2", {"kind": "mlp"}, {}, marks=pytest.mark.slow),
+        ("qwen", "phase2", {"pooling": 2}, TEACHER),
+        ("qwen", "phase2", {"kind": "text"}, TEACHER),
+        ("qwen", "phase2", {"kind": "mlp"}, {}),
         ("gemma", "phase2", {}, TEACHER),
     ],
     ids=["merger", "pooled", "text", "mlp", "gemma"],

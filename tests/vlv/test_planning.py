@@ -19,6 +19,7 @@ def places(tree):
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_arguments_and_program_are_those_of_the_job(tiny_hub, stage):
     values = tiny_hub.experiment(stage=stage, mesh={"data": 1, "fsdp": -1}, ema_decay=0.9)
