@@ -12,7 +12,7 @@ BART = r"florence2/language_model/(encoder|decoder)/.*"
 BRIDGE = r"bridge/.*"
 # How fast each part moves, against the base rate; as in configs/vlv_stage2.py, and the queries as
 # fast as in stage 1.
-PACES = {PROJECTOR: 10.0, BART: 0.15, BRIDGE: 2.0}
+PACES = {PROJECTOR: 10.0, BART: 0.3, BRIDGE: 2.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
