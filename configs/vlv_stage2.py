@@ -69,6 +69,5 @@ def _mini(config: ConfigDict, language_model: str) -> None:
     # Without stage 1's loss the pixel error of what is redrawn doubles; two images of the batch's
     # eight are enough to keep it.
     config.captioning.update(reconstruction_weight=1.0, reconstruction_every=4)
-    config.denoising.min_timestep = 200  # as in stage 1
     config.sampling = common.mini_sampling()
     config.evaluation = common.mini_evaluation()
