@@ -274,6 +274,16 @@ def constrain(x: jax.Array, *logical_axes: str | None, rules: Rules | None = Non
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
 
 
+def keep_rows(x: jax.Array) -> jax.Array:
+    """Hints that each device computes its own rows `[B, ...]`, whole.
+
+    Where weights are split over the axis of the batch (ZeRO-3, arXiv 1910.02054), the compiler may
+    either gather the weights of a layer or split its features and exchange activations, which for
+    images are a hundred times larger. Without hints it does the latter.
+    """
+    return constrain(x, "batch", *[None] * (x.ndim - 1))
+
+
 def abstract_like(tree: Tree, shardings: Tree) -> Tree:
     """Shapes and dtypes of `tree` with shardings attached, as restoring and lowering need them.
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from core_jax.nn.layers import Conv2d, GroupNorm, Linear
 from core_jax.ops.conv import upsample_nearest
 from core_jax.ops.execution import ConvBackend
+from core_jax.sharding import keep_rows
 
 _SAME = ((1, 1), (1, 1))
 
@@ -38,7 +39,7 @@ class ResnetBlock(nn.Module):
     ) -> Float[Array, "B h w o"]:
         """Transforms images; `time` is the time embedding, or None for a block without one."""
         h = jax.nn.silu(GroupNorm(self.num_groups, self.eps, name="norm1")(x))
-        h = self._conv3("conv1")(h)
+        h = keep_rows(self._conv3("conv1")(h))
         scale = shift = None
         if time is not None:
             wide = self.time_scale_shift == "scale_shift"
@@ -51,9 +52,9 @@ class ResnetBlock(nn.Module):
         h = GroupNorm(self.num_groups, self.eps, name="norm2")(h)
         if scale is not None and shift is not None:
             h = h * (1 + scale) + shift
-        h = self._conv3("conv2")(jax.nn.silu(h))
+        h = keep_rows(self._conv3("conv2")(jax.nn.silu(h)))
         if x.shape[-1] != self.features:
-            x = Conv2d(self.features, 1, backend=self.conv, name="conv_shortcut")(x)
+            x = keep_rows(Conv2d(self.features, 1, backend=self.conv, name="conv_shortcut")(x))
         return (x.astype(h.dtype) + h) / self.output_scale_factor
 
     def _conv3(self, name: str) -> Conv2d:
@@ -75,9 +76,8 @@ class Downsample(nn.Module):
         """Downsamples images."""
         p = self.padding
         padding = ((p, p), (p, p)) if p else ((0, 1), (0, 1))
-        return Conv2d(
-            x.shape[-1], 3, stride=2, padding=padding, backend=self.conv, name="conv"
-        )(x)
+        conv = Conv2d(x.shape[-1], 3, stride=2, padding=padding, backend=self.conv, name="conv")
+        return keep_rows(conv(x))
 
 
 class Upsample(nn.Module):
@@ -89,4 +89,4 @@ class Upsample(nn.Module):
     def __call__(self, x: Float[Array, "B h w c"]) -> Float[Array, "B h2 w2 c"]:
         """Upsamples images."""
         x = upsample_nearest(x)
-        return Conv2d(x.shape[-1], 3, padding=_SAME, backend=self.conv, name="conv")(x)
+        return keep_rows(Conv2d(x.shape[-1], 3, padding=_SAME, backend=self.conv, name="conv")(x))

@@ -14,6 +14,7 @@ from core_jax.nn.resnet import Downsample, ResnetBlock, Upsample
 from core_jax.nn.stack import remat_layer
 from core_jax.ops.attention import dot_product_attention
 from core_jax.ops.execution import Execution
+from core_jax.sharding import keep_rows
 
 _SAME = ((1, 1), (1, 1))
 _EPS = 1e-6
@@ -31,9 +32,11 @@ class _Attention(nn.Module):
         B, h, w, D = x.shape
         y = GroupNorm(self.config.norm_num_groups, _EPS, name="group_norm")(x)
         y = y.reshape(B, h * w, D)
-        q, k, v = (Linear(D, name=name)(y)[:, :, None, :] for name in ("to_q", "to_k", "to_v"))
+        q, k, v = (
+            keep_rows(Linear(D, name=name)(y))[:, :, None, :] for name in ("to_q", "to_k", "to_v")
+        )
         y = dot_product_attention(q, k, v, backend=self.execution.attention)[:, :, 0]
-        return x + Linear(D, name="to_out_0")(y).reshape(B, h, w, D)
+        return x + keep_rows(Linear(D, name="to_out_0")(y)).reshape(B, h, w, D)
 
 
 def _resnet(config, execution, features, i):
@@ -95,6 +98,7 @@ class _Encoder(nn.Module):
     def __call__(self, x):
         c, conv = self.config, self.execution.conv
         x = Conv2d(c.block_out_channels[0], 3, padding=_SAME, backend=conv, name="conv_in")(x)
+        x = keep_rows(x)
         for level in range(len(c.block_out_channels)):
             x = _DownBlock(c, self.execution, level, name=f"down_blocks_{level}")(x)
         x = _Mid(c, self.execution, name="mid_block")(x)
@@ -110,6 +114,7 @@ class _Decoder(nn.Module):
     def __call__(self, x):
         c, conv = self.config, self.execution.conv
         x = Conv2d(c.block_out_channels[-1], 3, padding=_SAME, backend=conv, name="conv_in")(x)
+        x = keep_rows(x)
         x = _Mid(c, self.execution, name="mid_block")(x)
         last = len(c.block_out_channels) - 1
         for i in range(last + 1):

@@ -10,6 +10,7 @@ from core_jax.nn.layers import Embed, LayerNorm, Linear, gelu
 from core_jax.nn.stack import scan_layers
 from core_jax.ops.attention import causal_mask, dot_product_attention
 from core_jax.ops.execution import Execution
+from core_jax.sharding import keep_rows
 
 
 class _Attention(nn.Module):
@@ -21,11 +22,11 @@ class _Attention(nn.Module):
         c = self.config
         B, T, D = x.shape
         q, k, v = (
-            Linear(D, name=name)(x).reshape(B, T, c.num_attention_heads, -1)
+            keep_rows(Linear(D, name=name)(x)).reshape(B, T, c.num_attention_heads, -1)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         out = dot_product_attention(q, k, v, mask=mask, backend=self.execution.attention)
-        return Linear(D, name="out_proj")(out.reshape(B, T, D))
+        return keep_rows(Linear(D, name="out_proj")(out.reshape(B, T, D)))
 
 
 class _Mlp(nn.Module):
@@ -33,9 +34,9 @@ class _Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = Linear(self.config.intermediate_size, name="fc1")(x)
+        h = keep_rows(Linear(self.config.intermediate_size, name="fc1")(x))
         h = gelu(h) if self.config.hidden_act == "gelu" else h * jax.nn.sigmoid(1.702 * h)
-        return Linear(x.shape[-1], name="fc2")(h)
+        return keep_rows(Linear(x.shape[-1], name="fc2")(h))
 
 
 class _Layer(nn.Module):
@@ -91,5 +92,5 @@ class CLIPTextModel(nn.Module):
             )
         positions = self.position_embedding(jnp.arange(T))[None]
         x = embeds.astype(positions.dtype) + positions
-        x, _ = self.layers(x, None, causal_mask(T))
+        x, _ = self.layers(keep_rows(x), None, causal_mask(T))
         return self.final_layer_norm(x)

@@ -14,6 +14,7 @@ from core_jax.nn.layers import Embed, LayerNorm, Linear, gelu
 from core_jax.nn.stack import scan_layers
 from core_jax.ops.attention import cache_mask, causal_mask, dot_product_attention, padding_mask
 from core_jax.ops.execution import Execution
+from core_jax.sharding import keep_rows
 
 _EPS = 1e-5
 _LAYERED = ("k", "v", "cross_k", "cross_v")
@@ -67,12 +68,12 @@ class _Attention(nn.Module):
 
     def keys_values(self, x):
         shape = (*x.shape[:2], self.heads, -1)
-        return self.k_proj(x).reshape(shape), self.v_proj(x).reshape(shape)
+        return (keep_rows(part(x)).reshape(shape) for part in (self.k_proj, self.v_proj))
 
     def __call__(self, x, k, v, mask):
-        q = self.q_proj(x).reshape(*x.shape[:2], self.heads, -1)
+        q = keep_rows(self.q_proj(x)).reshape(*x.shape[:2], self.heads, -1)
         out = dot_product_attention(q, k, v, mask=mask, backend=self.execution.attention)
-        return self.out_proj(out.reshape(x.shape))
+        return keep_rows(self.out_proj(out.reshape(x.shape)))
 
 
 class _EncoderLayer(nn.Module):
@@ -87,8 +88,8 @@ class _EncoderLayer(nn.Module):
         )
         h = attention(x, *attention.keys_values(x), mask)
         x = LayerNorm(_EPS, name="self_attn_layer_norm")(x + h)
-        h = gelu(Linear(c.encoder_ffn_dim, name="fc1")(x))
-        h = Linear(c.d_model, name="fc2")(h)
+        h = gelu(keep_rows(Linear(c.encoder_ffn_dim, name="fc1")(x)))
+        h = keep_rows(Linear(c.d_model, name="fc2")(h))
         return LayerNorm(_EPS, name="final_layer_norm")(x + h), None
 
 
@@ -121,8 +122,8 @@ class _DecoderLayer(nn.Module):
         h = cross(x, cross_k, cross_v, cross_mask)
         x = LayerNorm(_EPS, name="encoder_attn_layer_norm")(x + h)
 
-        h = gelu(Linear(c.decoder_ffn_dim, name="fc1")(x))
-        h = Linear(c.d_model, name="fc2")(h)
+        h = gelu(keep_rows(Linear(c.decoder_ffn_dim, name="fc1")(x)))
+        h = keep_rows(Linear(c.d_model, name="fc2")(h))
         x = LayerNorm(_EPS, name="final_layer_norm")(x + h)
         if kept is None:
             return x, None

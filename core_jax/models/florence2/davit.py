@@ -10,6 +10,7 @@ from core_jax.nn.stack import scan_layers
 from core_jax.ops.attention import dot_product_attention
 from core_jax.ops.execution import Execution
 from core_jax.ops.windows import channel_attention, join_windows, split_windows
+from core_jax.sharding import keep_rows
 
 _EPS = 1e-5
 
@@ -34,7 +35,7 @@ class _PatchEmbed(nn.Module):
             backend=self.execution.conv,
             name="conv",
         )
-        return conv(norm(x)) if c.patch_prenorm[i] else norm(conv(x))
+        return keep_rows(conv(norm(x)) if c.patch_prenorm[i] else norm(conv(x)))
 
 
 class _WindowAttention(nn.Module):
@@ -48,12 +49,12 @@ class _WindowAttention(nn.Module):
         h, w, D = x.shape[1:]
         # The zeros that fill the last windows are projected and attended to like any position:
         # the released weights were trained that way.
-        windows = split_windows(x, c.window_size)
+        windows = keep_rows(split_windows(x, c.window_size))
         M, P, _ = windows.shape
-        qkv = Linear(3 * D, use_bias=c.qkv_bias, name="qkv")(windows)
+        qkv = keep_rows(Linear(3 * D, use_bias=c.qkv_bias, name="qkv")(windows))
         q, k, v = jnp.moveaxis(qkv.reshape(M, P, 3, c.num_heads[self.stage], -1), 2, 0)
         out = dot_product_attention(q, k, v, backend=self.execution.attention).reshape(M, P, D)
-        return join_windows(Linear(D, name="proj")(out), c.window_size, h, w)
+        return join_windows(keep_rows(Linear(D, name="proj")(out)), c.window_size, h, w)
 
 
 class _ChannelAttention(nn.Module):
@@ -65,7 +66,7 @@ class _ChannelAttention(nn.Module):
     def __call__(self, x):
         c = self.config
         B, h, w, D = x.shape
-        qkv = Linear(3 * D, use_bias=c.qkv_bias, name="qkv")(x)
+        qkv = keep_rows(Linear(3 * D, use_bias=c.qkv_bias, name="qkv")(x))
         qkv = qkv.reshape(B, h * w, 3, c.num_groups[self.stage], -1)
         out = channel_attention(*jnp.moveaxis(qkv, 2, 0))
         return Linear(D, name="proj")(out.reshape(B, h, w, D))
@@ -77,7 +78,7 @@ class _Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         D = x.shape[-1]
-        h = gelu(Linear(int(D * self.config.mlp_ratio), name="fc1")(x))
+        h = gelu(keep_rows(Linear(int(D * self.config.mlp_ratio), name="fc1")(x)))
         return Linear(D, name="fc2")(h)
 
 
@@ -101,14 +102,14 @@ class _HalfBlock(nn.Module):
                 backend=self.execution.depthwise_conv,
                 name=name,
             )
-            return x + conv(x)
+            return keep_rows(x + conv(x))
 
         kind = {"window_attn": _WindowAttention, "channel_attn": _ChannelAttention}[self.attention]
         attention = kind(self.config, self.execution, self.stage, name=self.attention)
         x = convolve(x, "conv1")
-        x = x + attention(LayerNorm(_EPS, name="norm1")(x))
+        x = keep_rows(x + attention(LayerNorm(_EPS, name="norm1")(x)))
         x = convolve(x, "conv2")
-        return x + _Mlp(self.config, name="ffn")(LayerNorm(_EPS, name="norm2")(x))
+        return keep_rows(x + _Mlp(self.config, name="ffn")(LayerNorm(_EPS, name="norm2")(x)))
 
 
 class _Block(nn.Module):
@@ -181,4 +182,4 @@ class Projector(nn.Module):
         mean = jnp.mean(x.astype(jnp.float32), axis=1, keepdims=True).astype(x.dtype)
         x = jnp.concatenate([mean, x], axis=1)
         x = Linear(self.config.projection_dim, use_bias=False, name="image_projection")(x)
-        return LayerNorm(_EPS, name="image_proj_norm")(x)
+        return LayerNorm(_EPS, name="image_proj_norm")(keep_rows(x))

@@ -15,6 +15,7 @@ from core_jax.nn.stack import remat_layer
 from core_jax.ops.attention import dot_product_attention
 from core_jax.ops.execution import Execution
 from core_jax.ops.timesteps import timestep_embedding
+from core_jax.sharding import keep_rows
 
 _SAME = ((1, 1), (1, 1))
 _TRANSFORMER_GROUP_NORM_EPS = 1e-6
@@ -27,7 +28,7 @@ class _TimestepMlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         h = jax.nn.silu(Linear(self.features, name="linear_1")(x))
-        return Linear(self.features, name="linear_2")(h)
+        return keep_rows(Linear(self.features, name="linear_2")(keep_rows(h)))
 
 
 class _Attention(nn.Module):
@@ -38,15 +39,14 @@ class _Attention(nn.Module):
     def __call__(self, x, context):
         """x: [B, T, D]; keys and values come from context [B, S, D']."""
         B, T, D = x.shape
-        q = Linear(D, use_bias=False, name="to_q")(x).reshape(B, T, self.num_heads, -1)
-        k, v = (
-            Linear(D, use_bias=False, name=name)(context).reshape(
-                B, context.shape[1], self.num_heads, -1
+        q, k, v = (
+            keep_rows(Linear(D, use_bias=False, name=name)(of)).reshape(
+                B, of.shape[1], self.num_heads, -1
             )
-            for name in ("to_k", "to_v")
+            for name, of in (("to_q", x), ("to_k", context), ("to_v", context))
         )
         out = dot_product_attention(q, k, v, backend=self.execution.attention)
-        return Linear(D, name="to_out_0")(out.reshape(B, T, D))
+        return keep_rows(Linear(D, name="to_out_0")(out.reshape(B, T, D)))
 
 
 class _GatedGelu(nn.Module):
@@ -54,7 +54,7 @@ class _GatedGelu(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = Linear(2 * self.features, name="proj")(x)
+        h = keep_rows(Linear(2 * self.features, name="proj")(x))
         value, gate = jnp.split(h, 2, axis=-1)
         return value * gelu(gate)
 
@@ -63,7 +63,7 @@ class _FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x):
         D = x.shape[-1]
-        return Linear(D, name="net_2")(_GatedGelu(4 * D, name="net_0")(x))
+        return keep_rows(Linear(D, name="net_2")(_GatedGelu(4 * D, name="net_0")(x)))
 
 
 class _TransformerBlock(nn.Module):
@@ -108,8 +108,8 @@ class _Transformer(nn.Module):
 
     def _projection(self, name, x):
         if self.config.use_linear_projection:
-            return Linear(x.shape[-1], name=name)(x)
-        return Conv2d(x.shape[-1], 1, backend=self.execution.conv, name=name)(x)
+            return keep_rows(Linear(x.shape[-1], name=name)(x))
+        return keep_rows(Conv2d(x.shape[-1], 1, backend=self.execution.conv, name=name)(x))
 
 
 class _Block(nn.Module):
@@ -218,7 +218,7 @@ class UNet2DConditionModel(nn.Module):
         width = c.time_embedding_dim or 4 * c.block_out_channels[0]
         time = _TimestepMlp(width, name="time_embedding")(time)
 
-        x = self._conv3(c.block_out_channels[0], "conv_in")(sample)
+        x = keep_rows(self._conv3(c.block_out_channels[0], "conv_in")(sample))
         states = [x]
         for level in range(c.num_levels):
             block = _DownBlock(c, execution, level, name=f"down_blocks_{level}")
