@@ -104,9 +104,17 @@ def check_batch(job: PlannedJob, sharding: Any) -> None:
         )
 
 
-def model_flops(job: PlannedJob, devices: list[Any]) -> float:
-    """Operations of a step on all devices, with nothing computed twice."""
+def model_flops(job: PlannedJob, lowered: Lowered, devices: list[Any]) -> float:
+    """Operations of a step on all devices, with nothing computed twice.
+
+    Args:
+      job: the job.
+      lowered: it; where it computes nothing twice anyway, it has been counted.
+      devices: as for `lower_job`.
+    """
     plain = job.without_remat()
+    if plain == job:
+        return lowered.traced_flops
     abstract = plain.abstract(plain.experiment, make_mesh(plain.experiment.run.mesh, devices))
     return count_jaxpr(abstract.placed.step_fn.trace(*abstract.arguments).jaxpr.jaxpr)
 

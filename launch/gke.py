@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from launch.artifact import Artifact, Step, script
+from launch.artifact import Artifact, Step, in_turn
 from launch.machines import SliceError
 from launch.request import BUCKET_MOUNT, LaunchError, Request
 from launch.shell import line
@@ -206,14 +206,9 @@ def _selector(name: str) -> str:
     return f"--selector=jobset.sigs.k8s.io/jobset-name={name}"
 
 
-def _verb(*commands: tuple[str, ...]) -> Artifact:
-    texts = [line(*words) for words in commands]
-    return script("\n".join(["#!/usr/bin/env bash", "set -euo pipefail", *texts]) + "\n")
-
-
 def logs(name: str, cluster: Cluster) -> Artifact:
     """Follows the log of the first host, the only one that logs progress."""
-    return _verb((
+    return in_turn((
         "kubectl", "logs", f"--namespace={cluster.namespace}",
         f"--selector=jobset.sigs.k8s.io/jobset-name={name},"
         "jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0",
@@ -224,7 +219,7 @@ def logs(name: str, cluster: Cluster) -> Artifact:
 def status(name: str, cluster: Cluster) -> Artifact:
     """JobSet, jobs and pods."""
     namespace = f"--namespace={cluster.namespace}"
-    return _verb(
+    return in_turn(
         ("kubectl", "get", "jobset", name, namespace),
         ("kubectl", "get", "jobs,pods", namespace, _selector(name), "--output=wide"),
     )
@@ -233,7 +228,7 @@ def status(name: str, cluster: Cluster) -> Artifact:
 def delete(name: str, cluster: Cluster) -> Artifact:
     """Deletes the JobSet (pods get SIGTERM and save) and its secret."""
     namespace = f"--namespace={cluster.namespace}"
-    return _verb(
+    return in_turn(
         ("kubectl", "delete", "jobset", name, namespace, "--ignore-not-found"),
         ("kubectl", "delete", "secret", f"{name}-secrets", namespace, "--ignore-not-found"),
     )

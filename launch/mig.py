@@ -6,7 +6,7 @@ and reached one by one. jax finds the hosts of a slice by the machines' metadata
 """
 
 from launch import worker
-from launch.artifact import Artifact, script
+from launch.artifact import Artifact, commands, script
 from launch.machines import SliceError
 from launch.request import Request, check_remote
 from launch.shell import Verbatim, flag, line
@@ -75,8 +75,7 @@ def _hosts(name: str, place: Place) -> str:
 
 
 def _ssh(host: str, place: Place, command: str) -> tuple[str, ...]:
-    tunnel = ("--tunnel-through-iap",) if place.internal_ips else ()
-    return (*_COMPUTE, "ssh", host, *place.flags(), *tunnel, flag("command", command))
+    return (*_COMPUTE, "ssh", host, *place.flags(), *place.tunnel(), flag("command", command))
 
 
 def launch(job: Request, place: Place) -> Artifact:
@@ -91,10 +90,9 @@ def launch(job: Request, place: Place) -> Artifact:
         raise SliceError(f"{job.topology.name} has no instance groups; use tpu_vm or gke")
     if job.slices > 1:
         raise SliceError("a group is one slice: for several, use gke or tpu_vm")
-    tunnel = ("--tunnel-through-iap",) if place.internal_ips else ()
     host = Verbatim('"$host"')
     copy = line(*_COMPUTE, "scp", Verbatim(f'"$stage/{job.name}.tar.gz"'), Verbatim('"$host:"'),
-                *place.flags(), *tunnel, indent="    ")  # fmt: skip
+                *place.flags(), *place.tunnel(), indent="    ")  # fmt: skip
     install = line(*_ssh(host, place, worker.install_command(job)), indent="    ")
     stable = line(*_GROUPS, "wait-until", job.name, *place.flags(), "--stable", indent="  ")
     lines = [
@@ -163,10 +161,6 @@ def _spot_loop(job: Request, place: Place) -> list[str]:
     ]
 
 
-def _script(lines: list[str]) -> Artifact:
-    return script("\n".join(["#!/usr/bin/env bash", "set -euo pipefail", *lines]) + "\n")
-
-
 def _each_host(name: str, place: Place, command: str) -> list[str]:
     body = line(*_ssh(Verbatim('"$host"'), place, command), indent="  ")
     return [f"for host in $({_hosts(name, place)}); do", f"{body} </dev/null || true", "done"]
@@ -175,7 +169,7 @@ def _each_host(name: str, place: Place, command: str) -> list[str]:
 def logs(name: str, place: Place) -> Artifact:
     """Follows the log of every host; lines of the first are the run's."""
     body = line(*_ssh(Verbatim('"$host"'), place, worker.logs_command(name)), indent="  ")
-    return _script([
+    return commands([
         f"for host in $({_hosts(name, place)}); do",
         f"{body} </dev/null | sed \"s/^/[$host] /\" &",
         "done",
@@ -186,14 +180,14 @@ def logs(name: str, place: Place) -> Artifact:
 def status(name: str, place: Place) -> Artifact:
     """The group's machines, and the unit's state on each."""
     table = line(*_GROUPS, "list-instances", name, *place.flags())
-    return _script([table, *_each_host(name, place, worker.unit_state_command(name))])
+    return commands([table, *_each_host(name, place, worker.unit_state_command(name))])
 
 
 def delete(name: str, place: Place) -> Artifact:
     """Stops the command, which saves, and deletes group, template and policy."""
     project, zone = place.flags()
     region = flag("region", _region(place))
-    return _script([
+    return commands([
         *_each_host(name, place, f"sudo systemctl stop {name}"),
         line(*_GROUPS, "delete", name, project, zone, "--quiet"),
         line(*_COMPUTE, "instance-templates", "delete", name, project, "--quiet"),

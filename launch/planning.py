@@ -91,7 +91,7 @@ def make_plan(
     """
     devices, chip = topology_devices(topology), topology.chip
     lowered = lower_job(job, devices, chip)  # checks mesh and batch, too
-    useful = model_flops(job, devices)
+    useful = model_flops(job, lowered, devices)
     compiled = compile_job(lowered, effort)
     line = run = None
     if compiled.cost is not None:
@@ -122,7 +122,7 @@ def make_gpu_plan(
     """
     devices = jax.devices("cpu")[:1]
     lowered = lower_job(job, devices, chip)  # checks mesh and batch, too
-    useful = model_flops(job, devices)
+    useful = model_flops(job, lowered, devices)
     # Traffic is not known without a compiler; the arguments are read once at least.
     line = roofline(chip, flops=lowered.traced_flops, hbm_bytes=lowered.memory.arguments)
     run = run_of(

@@ -7,7 +7,7 @@ GPUs are asked for by node (`--gpus-per-node`), never by task, which would hide 
 import dataclasses
 import re
 
-from launch.artifact import Artifact, Step, script
+from launch.artifact import Artifact, Step, commands, in_turn
 from launch.machines import SliceError
 from launch.request import LaunchError, Request
 from launch.shell import exports, line, need_secrets, quote
@@ -96,22 +96,16 @@ def launch(job: Request, place: Partition) -> Artifact:
     return Artifact(kind="shell", text=text, steps=(Step(words=("sbatch",), stdin=text),))
 
 
-def _verb(*commands: tuple[str, ...]) -> Artifact:
-    texts = [line(*words) for words in commands]
-    return script("\n".join(["#!/usr/bin/env bash", "set -euo pipefail", *texts]) + "\n")
-
-
 def logs(name: str) -> Artifact:
     """Follows the logs, in the folder from which the job was submitted."""
-    text = f"#!/usr/bin/env bash\nset -euo pipefail\ntail --lines=200 --follow=name {name}-*.log\n"
-    return script(text)
+    return commands([f"tail --lines=200 --follow=name {name}-*.log"])
 
 
 def status(name: str) -> Artifact:
     """The queue's view."""
-    return _verb(("squeue", "--me", f"--name={name}", "--long"))
+    return in_turn(("squeue", "--me", f"--name={name}", "--long"))
 
 
 def delete(name: str) -> Artifact:
     """Ends the job; its tasks get SIGTERM first."""
-    return _verb(("scancel", "--me", f"--name={name}"))
+    return in_turn(("scancel", "--me", f"--name={name}"))

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from launch import worker
-from launch.artifact import Artifact, script
+from launch.artifact import Artifact, commands, script
 from launch.request import Request, check_remote
 from launch.shell import Verbatim, flag, line
 
@@ -37,6 +37,10 @@ class Place:
     def flags(self) -> tuple[str, str]:
         """Project and zone."""
         return flag("project", self.project), flag("zone", self.zone)
+
+    def tunnel(self) -> tuple[str, ...]:
+        """How ssh and scp reach a VM without a public address."""
+        return ("--tunnel-through-iap",) if self.internal_ips else ()
 
 
 _TPUS = ("gcloud", "compute", "tpus")
@@ -70,10 +74,9 @@ def create_words(job: Request, place: Place) -> tuple[str, ...]:
 
 
 def _ssh(node: str, place: Place, worker_index: str, command: str) -> tuple[str, ...]:
-    tunnel = ("--tunnel-through-iap",) if place.internal_ips else ()
     return (
-        *_TPUS, "tpu-vm", "ssh", node, *place.flags(), flag("worker", worker_index), *tunnel,
-        flag("command", command),
+        *_TPUS, "tpu-vm", "ssh", node, *place.flags(), flag("worker", worker_index),
+        *place.tunnel(), flag("command", command),
     )  # fmt: skip
 
 
@@ -87,13 +90,12 @@ def launch(job: Request, place: Place) -> Artifact:
     check_remote(job)
     names = nodes(job.name, job.slices)
     archive = Verbatim(f'"$stage/{job.name}.tar.gz"')
-    tunnel = ("--tunnel-through-iap",) if place.internal_ips else ()
     install = [
         text
         for node in names
         for text in (
             line(*_TPUS, "tpu-vm", "scp", archive, f"{node}:", *place.flags(), "--worker=all",
-                 *tunnel, indent="  "),
+                 *place.tunnel(), indent="  "),
             line(*_ssh(node, place, "all", worker.install_command(job)), indent="  "),
         )
     ]  # fmt: skip
@@ -213,10 +215,10 @@ def delete(name: str, slices: int, place: Place) -> Artifact:
     return _verb([*stops, delete_words(name, place)], tolerate=len(stops))
 
 
-def _verb(commands: Sequence[tuple[str, ...]], tolerate: int = 0) -> Artifact:
+def _verb(run: Sequence[tuple[str, ...]], tolerate: int = 0) -> Artifact:
     """A script of commands; the first `tolerate` of them may fail (machines that are gone)."""
     texts = [
         line(*words) + (" || true" if index < tolerate else "")
-        for index, words in enumerate(commands)
+        for index, words in enumerate(run)
     ]
-    return script("\n".join(["#!/usr/bin/env bash", "set -euo pipefail", *texts]) + "\n")
+    return commands(texts)

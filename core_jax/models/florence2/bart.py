@@ -68,7 +68,8 @@ class _Attention(nn.Module):
 
     def keys_values(self, x):
         shape = (*x.shape[:2], self.heads, -1)
-        return (keep_rows(part(x)).reshape(shape) for part in (self.k_proj, self.v_proj))
+        k, v = (keep_rows(part(x)).reshape(shape) for part in (self.k_proj, self.v_proj))
+        return k, v
 
     def __call__(self, x, k, v, mask):
         q = keep_rows(self.q_proj(x)).reshape(*x.shape[:2], self.heads, -1)
