@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "data": common.data("auto", "data/laion-aesthetic"),
         "run": common.run(steps, mesh={"data": 1, "fsdp": -1}),
         "optimizer": {
-            "learning_rate": 5e-5, "schedule": "cosine", "warmup_steps": 500,
+            "name": "adamw", "learning_rate": 5e-5, "schedule": "cosine", "warmup_steps": 500,
             "total_steps": steps, "b1": 0.9, "b2": 0.99, "weight_decay": 0.01, "clip_norm": 1.0,
             "lr_multipliers": (),  # (path pattern, factor) pairs
         },

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from core_jax.ops.matmul import matmul
+
 _TINY = 1e-9
 
 
@@ -143,7 +145,7 @@ def token_losses(
     @jax.checkpoint
     def one(_, piece):
         h, label, *extra = piece
-        log_q = jax.nn.log_softmax((h @ table.T.astype(h.dtype)).astype(jnp.float32))
+        log_q = jax.nn.log_softmax(matmul(h, table.T.astype(h.dtype)).astype(jnp.float32))
         ce = -jnp.take_along_axis(log_q, label[..., None], axis=-1)[..., 0]
         best = jnp.argmax(log_q, axis=-1)
         terms = {"ce": ce, "correct": (best == label).astype(jnp.float32)}
@@ -164,7 +166,7 @@ def _teacher_terms(extra, head, log_q, best, config: LossConfig) -> dict[str, Ar
         log_p, log_q = append_rest(log_p), with_rest(log_q, ids)
     else:
         states = jax.lax.stop_gradient(extra[0])
-        logits = (states @ head.T.astype(states.dtype)).astype(jnp.float32)
+        logits = matmul(states, head.T.astype(states.dtype)).astype(jnp.float32)
         first = jnp.argmax(logits, axis=-1)
         log_p = jax.nn.log_softmax(logits / config.temperature)
         log_p = match_vocabulary(log_p, log_q.shape[-1])

@@ -56,7 +56,8 @@ def base(variant: str, task: str) -> ConfigDict:
         "data": _data(variant),
         "run": _run(variant),
         "optimizer": {
-            "learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 65,  # 3 % [LLaVA]
+            "name": "adamw", "learning_rate": 1e-3, "schedule": "cosine",
+            "warmup_steps": 65,  # 3 % [LLaVA]
             "total_steps": 2180, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0, "clip_norm": 1.0,
         },
         "loss": {

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from core_jax.ops.broadcast import match_rank
 from core_jax.ops.conv import Padding, conv2d
 from core_jax.ops.execution import ConvBackend, DepthwiseBackend
+from core_jax.ops.matmul import matmul
 from core_jax.ops.norms import group_norm, layer_norm, rms_norm, rms_norm_one_plus
 
 _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -23,7 +24,7 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
         """Maps the last axis from D to F features."""
         kernel = self.param("kernel", _KERNEL_INIT, (x.shape[-1], self.features))
-        y = x.astype(kernel.dtype) @ kernel
+        y = matmul(x.astype(kernel.dtype), kernel)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + match_rank(bias, y)
@@ -77,7 +78,7 @@ class Embed(nn.Module):
 
     def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Logits of a tied output head."""
-        return x @ self.embedding.T.astype(x.dtype)
+        return matmul(x, self.embedding.T.astype(x.dtype))
 
 
 class LayerNorm(nn.Module):

@@ -43,13 +43,18 @@ def dot_product_attention(
     # Scaling the queries costs T*H instead of T*S products. The factor itself stays float32: in
     # bfloat16 one that is no power of two would be off by up to 0.4 % for every logit.
     scaled = (q.astype(jnp.float32) * factor).astype(q.dtype)
-    grouped = scaled.reshape(B, T, K, N // K, H)
-    logits = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32)
+    # The queries of the heads that share keys become one axis of rows, so that every product, the
+    # gradients' too, is a plain batched matrix product. With one axis more, XLA's CPU compiler
+    # copies the weights transposed: gradients took 1.4 to 2 times as long.
+    G = N // K
+    rows = scaled.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+    logits = jnp.einsum("BKMH,BSKH->BKMS", rows, k, preferred_element_type=jnp.float32)
     if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, _MASKED)
+        by_head = logits.reshape(B, K, G, T, S)
+        logits = jnp.where(mask[:, None, None], by_head, _MASKED).reshape(logits.shape)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v)
-    return out.reshape(B, T, N, H)
+    out = jnp.einsum("BKMS,BSKH->BKMH", weights, v)
+    return out.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def causal_mask(length: int) -> Bool[Array, "1 T T"]:

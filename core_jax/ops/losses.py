@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from core_jax.ops.matmul import matmul
+
 
 def token_cross_entropy(
     logits: Float[Array, "... V"], targets: Int[Array, "..."]
@@ -45,7 +47,7 @@ def chunked_token_cross_entropy(
     @jax.checkpoint
     def one(_, piece):
         h, t = piece
-        logits = h @ table.T.astype(h.dtype)
+        logits = matmul(h, table.T.astype(h.dtype))
         return None, (token_cross_entropy(logits, t), jnp.argmax(logits, axis=-1) == t)
 
     _, out = jax.lax.scan(one, None, (hidden.swapaxes(0, 1), targets.swapaxes(0, 1)))

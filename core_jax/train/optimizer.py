@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from core_jax.partition import path_str
 
@@ -21,7 +22,8 @@ class OptimizerConfig:
     """Hyper-parameters of the optimizer.
 
     Attributes:
-        name: "adamw" or "sgd" (momentum `b1`).
+        name: "adamw", "sgd" (momentum `b1`), or "muon" (momentum 0.95): Muon (arXiv 2502.16982)
+            for the kernels of linear layers, AdamW for everything else.
         learning_rate: peak learning rate.
         schedule: "cosine", "linear" or "constant", after the warm-up.
         warmup_steps: steps of the linear warm-up; step `i` of it has the factor `(i+1)/warmup`.
@@ -53,8 +55,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Refuses values that would train badly in silence."""
-        if self.name not in ("adamw", "sgd"):
-            raise ValueError(f"optimizer {self.name!r}: choose 'adamw' or 'sgd'")
+        if self.name not in ("adamw", "muon", "sgd"):
+            raise ValueError(f"optimizer {self.name!r}: choose 'adamw', 'muon' or 'sgd'")
         if self.schedule not in ("cosine", "linear", "constant"):
             raise ValueError(f"schedule {self.schedule!r}: choose 'cosine', 'linear', 'constant'")
         if self.warmup_steps < 0 or self.total_steps < 1:
@@ -110,6 +112,8 @@ def make_optimizer(
         parts.append(optax.clip_by_global_norm(config.clip_norm))
     if config.name == "adamw":
         parts.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
+    elif config.name == "muon":
+        parts.append(_scale_by_muon(config))
     elif config.b1:
         parts.append(optax.trace(decay=config.b1))
     if config.weight_decay:
@@ -126,6 +130,38 @@ def make_optimizer(
         parts.append(_scale_by_path(config.lr_multipliers))
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts)
+
+
+def _scale_by_muon(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Muon (arXiv 2502.16982) for the kernels of linear layers, Adam for everything else.
+
+    Kernels are [..., in, out]; leading axes are stacked layers. Updates have the size that
+    AdamW's have (a root mean square of 0.2), so learning rates carry over.
+    """
+
+    def is_matrix(path: Sequence[Any], x: Any) -> bool:
+        return path_str(path).endswith("kernel") and x.ndim in (2, 3)
+
+    def labels(tree: Tree) -> Tree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: "muon" if is_matrix(path, x) else "adam", tree
+        )
+
+    def dimensions(tree: Tree) -> Tree:  # of what is left of the tree: kernels only
+        return jax.tree.map(
+            lambda x: optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), tree
+        )
+
+    def resize(updates: Tree, params: Tree) -> Tree:
+        del params
+        return jax.tree.map(lambda x: 0.2 * math.sqrt(max(x.shape[-2:])) * x, updates)
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(eps=config.eps, weight_dimension_numbers=dimensions),
+        optax.stateless(resize),
+    )
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    return optax.partition({"muon": muon, "adam": adam}, labels)
 
 
 def _scale_by_path(rows: Sequence[tuple[str, float]]) -> optax.GradientTransformation:

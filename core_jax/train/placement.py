@@ -106,7 +106,7 @@ def place_step(
     place = functools.partial(fsdp_by_size, mesh=mesh, axis=fsdp_axis(mesh))
     abstract = jax.eval_shape(lambda p: init_state(p, transformation, ema_decay is not None),
                               trainable)  # fmt: skip
-    shardings = state_shardings(abstract, place(trainable), mesh, transformation)
+    shardings = state_shardings(abstract, place(trainable), mesh)
     step = make_train_step(
         loss_fn, transformation, schedule, grad_accum=grad_accum, compute_dtype=compute_dtype,
         ema_decay=ema_decay, seed=seed, keyed_by_example=keyed_by_example,

@@ -52,7 +52,6 @@ def state_shardings(
     abstract_state: TrainState,
     param_shardings: Tree,
     mesh: Mesh,
-    optimizer: optax.GradientTransformation,
 ) -> TrainState:
     """Shardings of a whole state: moments and EMA lie where their parameters lie.
 
@@ -60,25 +59,34 @@ def state_shardings(
         abstract_state: shapes of the state, `jax.eval_shape` of `init_state`.
         param_shardings: tree of shardings of the trainable parameters.
         mesh: the mesh; counters and scalars are replicated over it.
-        optimizer: the optimizer, which tells its per-parameter state from the rest.
 
     Returns:
         A `TrainState` of shardings.
     """
     one_copy = NamedSharding(mesh, PartitionSpec())
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        abstract_state.opt_state,
-        param_shardings,
-        transform_non_params=lambda _: one_copy,
-    )
+    of_path = {tuple(path): sharding for path, sharding in _with_paths(param_shardings)}
+    shapes = {tuple(path): x.shape for path, x in _with_paths(abstract_state.params)}
+
+    def place(path: tuple[Any, ...], x: Any) -> NamedSharding:
+        # A moment's path ends with its parameter's, however deep the optimizer keeps it.
+        # optax.tree_utils.tree_map_params would replicate the moments of optimizers that treat
+        # parameters differently (optax.partition, Muon).
+        for i in range(len(path) + 1):
+            if shapes.get(path[i:]) == x.shape:
+                return of_path[path[i:]]
+        return one_copy
+
+    opt_state = jax.tree_util.tree_map_with_path(place, abstract_state.opt_state)
     return TrainState(
         step=one_copy,  # pyright: ignore[reportArgumentType] - a state of shardings
         params=param_shardings,
         opt_state=opt_state,
         ema=None if abstract_state.ema is None else param_shardings,
     )
+
+
+def _with_paths(tree: Tree) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
 def create_state(
@@ -105,5 +113,5 @@ def create_state(
     def init(params: Tree) -> TrainState:
         return init_state(params, optimizer, ema)
 
-    shardings = state_shardings(jax.eval_shape(init, params), param_shardings, mesh, optimizer)
+    shardings = state_shardings(jax.eval_shape(init, params), param_shardings, mesh)
     return jax.jit(init, out_shardings=shardings)(params), shardings

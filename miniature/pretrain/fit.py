@@ -45,6 +45,7 @@ def fit(
     seed: int = 0,
     weight_decay: float = 0.01,
     warmup_steps: int = 100,
+    optimizer_name: str = "adamw",
 ) -> Any:
     """Trains parameters, or continues where an interrupted call stopped.
 
@@ -56,7 +57,7 @@ def fit(
     """
     config = OptimizerConfig(
         learning_rate=learning_rate, total_steps=steps, warmup_steps=min(warmup_steps, steps // 10),
-        b2=0.99, weight_decay=weight_decay, min_ratio=0.02,
+        b2=0.99, weight_decay=weight_decay, min_ratio=0.02, name=optimizer_name,
     )  # fmt: skip
     schedule = make_schedule(config)
     optimizer = make_optimizer(config, schedule)

@@ -43,7 +43,7 @@ SCALES = {
     # About six hours on two cores.
     "full": Scale(
         images=24_000, vae=4000, text_encoder=700, diffusion=3000, tower=2000, florence2=2000,
-        language_models=6000, soft_words=3000, target_tower=2000, target=2000, text_models=2000,
+        language_models=3000, soft_words=1500, target_tower=2000, target=2000, text_models=2000,
     ),
     # Seconds: shows that everything runs. The results know nothing.
     "smoke": Scale(

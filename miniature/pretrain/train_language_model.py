@@ -98,11 +98,12 @@ def train_language_model(
     fresh = qwen2.FAMILY.init_params(model, jax.random.key(5))
     params = fit(
         out.name, params=with_heads_that_look_back(fresh, config), loss=text_loss,
-        make_batches=text_batches, steps=steps, learning_rate=2e-3, workdir=workdir,
+        make_batches=text_batches, steps=steps, learning_rate=6e-3, workdir=workdir,
+        optimizer_name="muon",
     )  # fmt: skip
     params = fit(
         f"{out.name}-soft", params=params, loss=soft_loss, make_batches=soft_batches,
-        steps=soft_steps, learning_rate=1e-3, workdir=workdir,
+        steps=soft_steps, learning_rate=2e-3, workdir=workdir, optimizer_name="muon",
     )  # fmt: skip
     save_model(out, model, params, dtype="bfloat16")
 

@@ -10,6 +10,7 @@ from core_jax.models.gemma3_text.model import Gemma3ForCausalLM
 from core_jax.models.siglip.model import SiglipVisionModel
 from core_jax.nn.layers import OnePlusRMSNorm
 from core_jax.ops.execution import Execution
+from core_jax.ops.matmul import matmul
 
 
 class PooledProjector(nn.Module):
@@ -39,7 +40,7 @@ class PooledProjector(nn.Module):
             nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
             (E, self.features),
         )
-        return pooled.astype(matrix.dtype) @ matrix
+        return matmul(pooled.astype(matrix.dtype), matrix)
 
 
 class Gemma3ForConditionalGeneration(nn.Module):

@@ -145,3 +145,47 @@ def test_patterns_work_on_a_mesh():
     assert jax.tree.structure(state.params) == jax.tree.structure(tiny.params())
     with pytest.raises(ValueError, match="match no trainable parameter"):
         build("side/.*")
+
+
+def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    shapes = {"layers": {"kernel": (3, 8, 16), "bias": (3, 16)}, "table": {"embedding": (5, 8)}}
+    grads = jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )  # fmt: skip
+    common = {"learning_rate": 1.0, "schedule": "constant", "clip_norm": None}
+
+    def first_update(name):
+        optimizer = make_optimizer(OptimizerConfig(name=name, **common))
+        return optimizer.update(grads, optimizer.init(grads), grads)[0]
+
+    muon, adam = first_update("muon"), first_update("adamw")
+    for layer, gradient in zip(muon["layers"]["kernel"], grads["layers"]["kernel"], strict=True):
+        # The same singular vectors, downhill, and nearly equal singular values: 0.2 * sqrt(16)
+        # each, so that the root mean square is about what AdamW's is.
+        u, _, vt = np.linalg.svd(np.asarray(gradient), full_matrices=False)
+        values = -np.diag(u.T @ np.asarray(layer) @ vt.T)
+        assert (np.abs(values / 0.8 - 1) < 0.4).all()
+        spread = np.linalg.svd(np.asarray(gradient), compute_uv=False)
+        assert spread.max() / spread.min() > 2  # control: the gradient's own are far from equal
+    np.testing.assert_allclose(muon["layers"]["bias"], adam["layers"]["bias"], rtol=0.1)
+    np.testing.assert_allclose(muon["table"]["embedding"], adam["table"]["embedding"], rtol=0.1)
+    assert np.abs(muon["layers"]["kernel"] / adam["layers"]["kernel"] - 1).max() > 0.5
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_lie_where_their_parameters_lie(name):
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    shardings = param_shardings(tiny.params(), tiny.PARAM_AXES, DEFAULT_RULES, mesh)
+    optimizer = make_optimizer(OptimizerConfig(name=name, weight_decay=0.1))
+    state, placed = create_state(tiny.params(), optimizer, param_shardings=shardings, mesh=mesh)
+    wanted = {
+        np.shape(x): s
+        for x, s in zip(jax.tree.leaves(state.params), jax.tree.leaves(shardings), strict=True)
+    }
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape in wanted]
+    assert len(moments) == {"adamw": 6, "muon": 4}[name]  # Muon has no second moment of kernels
+    for x in moments:
+        assert x.sharding.is_equivalent_to(wanted[x.shape], x.ndim)
+    assert not placed.params["up"]["kernel"].is_fully_replicated
