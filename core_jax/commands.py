@@ -130,23 +130,43 @@ def _parse(argv: list[str], experiment: type) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
-        # ml_collections: "'stesp'\nDid you mean ...", for groups the bare name.
-        name = re.sub(r"\W*(\w+).*", r"\1", str(error.args[0]), flags=re.DOTALL)
-        near = difflib.get_close_matches(name, config_names(experiment), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SystemExit(f"error: config value {name!r} is unknown{hint}") from error
+        raise SystemExit(f"error: {unknown_value(argv, experiment, error)}") from error
     except flags.Error as error:
         raise SystemExit(f"error: {error}") from error
 
 
+def unknown_value(argv: list[str], experiment: type, error: Exception) -> str:
+    """What to say of a config value on the command line that could not be set.
+
+    Args:
+      argv: the command line.
+      experiment: dataclass that the config becomes.
+      error: of ml_collections, whose message has the last part of the name.
+    """
+    given = [m[1] for word in argv if (m := re.match(r"--config\.([\w.]+)", word))]
+    known = config_names(experiment)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            return f"config value {name!r} is unknown{hint}"
+    # ml_collections: "'name'\nDid you mean ...", for groups the bare name.
+    last = re.sub(r"\W*(\w+).*", r"\1", str(error.args[0]), flags=re.DOTALL)
+    name = next((n for n in given if n.split(".")[-1] == last), last)
+    return (
+        f"config value {name!r} can be set, but this config file leaves it at its default, and a "
+        "command line changes only what the file has: add it there"
+    )
+
+
 def config_names(cls: type) -> set[str]:
-    """Names of a dataclass's fields and of the dataclasses in them."""
+    """Dotted names of a dataclass's fields and of those of the dataclasses in them."""
     names = set()
     for name, kind in typing.get_type_hints(cls).items():
         names.add(name)
         for inner in (kind, *typing.get_args(kind)):  # the parts of `EvaluationConfig | None`
             if dataclasses.is_dataclass(inner) and isinstance(inner, type):
-                names |= config_names(inner)
+                names |= {f"{name}.{rest}" for rest in config_names(inner)}
     return names
 
 

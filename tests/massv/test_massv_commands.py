@@ -27,7 +27,8 @@ def run(*arguments):
 
 def test_names_of_every_group_are_known():
     names = config_names(Experiment)
-    assert {"steps", "learning_rate", "max_pixels", "answers", "gamma", "greedy_fraction"} <= names
+    wanted = {"run.steps", "optimizer.learning_rate", "data.answers", "distill.greedy_fraction"}
+    assert wanted <= names
     assert "DataConfig" not in names
 
 
@@ -48,7 +49,7 @@ def test_commands_train_and_export(qwen_pair, tmp_path):
     ]  # fmt: skip
     code, _, error = run("massv_jax.train", *flags, "--config.run.stesp=3")
     assert code == 1
-    assert "did you mean 'steps'" in error
+    assert "did you mean 'run.steps'" in error
     code, out, error = run("massv_jax.train", *flags)
     assert code == 0, error
     assert "[[a mat" in out
