@@ -29,7 +29,7 @@ class Budget:
 
 BUDGETS = {
     "full": Budget(
-        stage1=2400, stage2=3500, ablation1=1200, ablation2=1000, images=500, redrawn=100,
+        stage1=1600, stage2=4000, ablation1=800, ablation2=800, images=500, redrawn=64,
     ),
     "smoke": Budget(stage1=2, stage2=2, ablation1=2, ablation2=2, images=8, redrawn=8),
 }  # fmt: skip
@@ -65,6 +65,10 @@ def runs(budget: Budget) -> list[Run]:
             Run(name=f"stage2-{seed}", stage=2, steps=budget.stage2, seed=seed,
                 after=f"stage1-{seed}")
         )  # fmt: skip
+    out += [
+        Run(name=f"curve-{name}", stage=2, steps=max(1, budget.stage2 // part), after="stage1-0")
+        for name, part in (("quarter", 4), ("half", 2))
+    ]
     out += [
         Run(name=f"queries-{queries}", stage=1, steps=budget.ablation1,
             values={"model.num_queries": queries})
@@ -128,6 +132,11 @@ _CAPTIONING = "caption.object_f1,caption.relation_f1"
 COMPARISONS = (
     Comparison(section="vlv", arms={"vlv": tuple(f"stage1-{s}" for s in SEEDS)}),
     Comparison(section="vlv", arms={"vlv": tuple(f"stage2-{s}" for s in SEEDS)}),
+    Comparison(
+        section="vlv.learning_curve", metrics=_CAPTIONING, baseline="all",
+        arms={"quarter": ("curve-quarter",), "half": ("curve-half",), "all": ("stage2-0",)},
+        note="Images seen in stage 2: each run has a schedule of its own length.",
+    ),
     Comparison(
         section="vlv.ablations.T4a_queries", metrics=_REDRAWING, baseline="q77",
         arms={"q8": ("queries-8",), "q32": ("queries-32",), "q77": ("short",)},
