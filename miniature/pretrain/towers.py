@@ -55,8 +55,8 @@ def train_tower(
     probe_params = init_probe(probe, (3, 3, width), jax.random.key(3))
     return fit(
         name, params={"model": params, "probe": probe_params}, loss=_loss(features),
-        make_batches=_batches(pixels, labels), steps=steps, learning_rate=2e-3, workdir=workdir,
-        ema_decay=0.99,
+        make_batches=_batches(pixels, labels), steps=steps, learning_rate=1e-2, workdir=workdir,
+        ema_decay=0.99, optimizer_name="muon",
     )  # fmt: skip
 
 

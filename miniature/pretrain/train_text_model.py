@@ -72,8 +72,8 @@ def _train(
             step += 1
 
     learned = fit(
-        out.name, params=params, loss=loss, make_batches=batches, steps=steps, learning_rate=2e-3,
-        workdir=workdir,
+        out.name, params=params, loss=loss, make_batches=batches, steps=steps, learning_rate=6e-3,
+        workdir=workdir, optimizer_name="muon",
     )  # fmt: skip
     save_model(out, model, learned, dtype="bfloat16")
     content = json.dumps({"eos_token_id": ends}, indent=2)
