@@ -185,7 +185,9 @@ class ShardWriter:
                 EXTRAS_KEY: json.dumps(dict(example.extras), default=_jsonable),
             }
         )
-        return example.id, self._serializer.serialize_example(encoded)
+        # Without it the order of the features is another one in every process.
+        message: Any = self._serializer.get_tf_example(encoded)
+        return example.id, message.SerializeToString(deterministic=True)
 
 
 class _Journal:

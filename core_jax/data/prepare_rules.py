@@ -68,7 +68,7 @@ class Rules:
     watermark_key: str = "pwatermark"
     missing_watermark: str = "drop"
     require_caption: bool = False
-    near_distance: int | None = 3
+    near_distance: int | None = 4
     near_colour: float = 12.0
 
     def __post_init__(self):
@@ -212,7 +212,7 @@ def fingerprint(image: Image.Image) -> tuple[int, bytes]:
     Returns:
         The hash, and the means of a 4 x 4 grid as 48 bytes.
     """
-    small = image.resize((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
     pixels = np.asarray(small).astype(np.int64)  # [32, 32, 3]
     grey = pixels @ np.array([299, 587, 114])
     cosines = _cosines()
