@@ -209,7 +209,7 @@ def _finish(
 @contextlib.contextmanager
 def _progress(folder: Path, total: int, what: str, every: float = 20.0) -> Iterator[None]:
     """Says how many of the files are there, whichever worker makes them."""
-    began, stop = time.perf_counter(), threading.Event()
+    began, cpu, stop = time.perf_counter(), time.process_time(), threading.Event()
 
     def count() -> int:
         return (
@@ -231,8 +231,9 @@ def _progress(folder: Path, total: int, what: str, every: float = 20.0) -> Itera
     finally:
         stop.set()
         thread.join()
-    seconds = time.perf_counter() - began
-    print(f"{count()} of {total} {what}, {seconds:.1f} s", file=sys.stderr, flush=True)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    text = f"{count()} of {total} {what}, {seconds:.1f} s, {cpu:.1f} s of CPU in this process"
+    print(text, file=sys.stderr, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
