@@ -160,7 +160,7 @@ def _shards(job: Job, units: list[Unit], options: Options) -> int:
     """How many shards; a function of what the single looks let through."""
     reasons: Counter[str] = Counter()
     for unit in units:
-        reasons.update(record[2] for record in job.records(unit))
+        reasons.update(job.reasons(unit))
     if not reasons[""]:
         hint = ""
         if reasons["no_watermark_score"]:

@@ -153,6 +153,11 @@ class Job:
         positions = range(unit.position, unit.position + unit.stop - unit.start)
         return list(zip(positions, *columns, strict=True))
 
+    def reasons(self, unit: Unit) -> list[str]:
+        """The reasons alone, "" for what is not dropped yet."""
+        table = pq.read_table(self.look_file(unit), columns=["reason"], use_threads=False)
+        return table.column("reason").to_pylist()
+
     # Choosing.
 
     def near_duplicates(self, group: Iterable[tuple[str, int, int, bytes]]) -> list[Drop]:

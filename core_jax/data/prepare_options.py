@@ -59,7 +59,8 @@ def stamp_of(parts: tuple[SourceSpec, ...], options: Options) -> dict[str, Any]:
             facts.append([file.name, file.stat().st_size])
         else:
             opened = open_part(part)
-            facts.append([len(opened), opened[0].id, opened[len(opened) - 1].id])
+            ends = [opened[i].id for i in (0, len(opened) - 1)] if len(opened) else []
+            facts.append([len(opened), *ends])
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     source = {k: v for k, v in dataclasses.asdict(parts[0]).items() if v and k != "cache_dir"}
     if len(parts) > 1:
