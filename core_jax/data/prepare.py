@@ -221,7 +221,9 @@ def _progress(folder: Path, total: int, what: str, every: float = 20.0) -> Itera
     def say() -> None:
         while not stop.wait(every):
             done, seconds = count(), time.perf_counter() - began
-            left = f", {(total - done) * seconds / (done - before):.0f} s left" * (done > before)
+            left = ""
+            if done > before:
+                left = f", {(total - done) * seconds / (done - before):.0f} s left"
             print(f"{done} of {total} {what}, {seconds:.0f} s{left}", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=say, daemon=True)

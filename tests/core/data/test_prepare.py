@@ -5,6 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -437,6 +438,18 @@ def test_command_without_beam(tmp_path, monkeypatch, capsys):
     assert "rules: then" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         prepare.main([*argv, "--max-aspekt", "3"])
+
+
+def test_progress(tmp_path, capsys):
+    with prepare._progress(tmp_path, 4, "units", every=0.01):
+        time.sleep(0.05)
+        (tmp_path / ".half.tmp").touch()
+        (tmp_path / "1").touch()
+        time.sleep(0.1)
+    text = capsys.readouterr().err
+    assert "0 of 4 units, 0 s\n" in text
+    assert "1 of 4 units, 0 s, 0 s left\n" in text
+    assert "2 of 4" not in text
 
 
 def test_no_module_but_the_pipeline_imports_beam():
