@@ -70,7 +70,8 @@ def test_killed_and_started_again(tmp_path, where):
     # What was half written must not be taken for whole.
     torn = tmp_path / "torn"
     shutil.copytree(tmp_path / "killed", torn)
-    before = {f.name: f.stat().st_mtime_ns for f in done.glob("0*")}
+    before = sorted(f.stem for f in done.glob("0*"))
+    written = {f: f.stat().st_mtime_ns for f in path.glob("*.array_record-*")}
     again = command(tmp_path / "tars", tmp_path / "killed")
     text = again.communicate()[0]
     assert again.returncode == 0, text
@@ -79,8 +80,10 @@ def test_killed_and_started_again(tmp_path, where):
     assert tree(path) == want
     # The control: a finished piece with other contents shows in the result.
     if where == "shards":
-        number = min(name for name in before).removesuffix(".json")
-        (shard,) = (torn / "raw" / "1.0.0").glob(f"*.array_record-{number}-of-*")
+        finished = {f: t for f, t in written.items() if f.name.split("-")[2] in before}
+        assert len(finished) == len(before)
+        assert {f: f.stat().st_mtime_ns for f in finished} == finished  # not written again
+        (shard,) = (torn / "raw" / "1.0.0").glob(f"*.array_record-{before[0]}-of-*")
         shard.write_bytes(b"x")
         command(tmp_path / "tars", torn).communicate()
         assert tree(torn / "raw" / "1.0.0") != want
