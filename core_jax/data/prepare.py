@@ -123,7 +123,13 @@ def _absolute(spec: SourceSpec) -> SourceSpec:
 def _begin(job: Job, what: dict[str, Any], options: Options) -> None:
     """Makes the folder of work, and in it the stamp and what is excluded."""
     job.work.mkdir(parents=True, exist_ok=True)
-    for temporary in [*job.path.glob(f".{job.name}-{job.split}.*.tmp"), *job.work.glob("**/*.tmp")]:
+    halves = [
+        *job.path.glob(f".{job.name}-{job.split}.*.tmp"),
+        *job.path.glob(f".prepare-{job.split}.json.*.tmp"),
+        *job.dropped_folder.glob(".*.tmp"),
+        *job.work.glob("**/.*.tmp"),
+    ]
+    for temporary in halves:
         temporary.unlink(missing_ok=True)  # of a killed run
     if not (job.work / "what.json").exists():
         save_exclusion(job.work, read_exclusion(options))

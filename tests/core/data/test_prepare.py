@@ -334,10 +334,12 @@ def test_shards_that_are_there_are_not_written_again(tmp_path, here):
     files = sorted(path.glob("*.array_record-*"))
     assert len(files) == 2
     (path / ".raw-train.array_record-00003-of-00005.beef.tmp").write_bytes(b"half")
+    for name in (".prepare-train.json.beef.tmp", "prepare-train-dropped/.00003.jsonl.beef.tmp"):
+        (path / name).write_bytes(b"half")
     before = [file.stat().st_mtime_ns for file in files]
     here(tmp_path / "tars", tmp_path / "out")
     assert [file.stat().st_mtime_ns for file in files] == before
-    assert not list(path.glob(".*"))
+    assert not list(path.glob("**/.*"))
 
 
 def test_done_is_done_and_others_are_refused(tmp_path, here):
