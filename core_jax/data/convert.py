@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,13 +85,13 @@ def convert_source(
     if not len(source):
         raise ConvertError("the source is empty")
     path = Path(out) / name / version
-    previous = _existing_splits(path)
+    previous = existing_splits(path)
     if split in {info.name for info in previous}:
         raise ConvertError(f"{path} has a split {split!r} already; choose another name or version")
     limits = limits or ImageLimits()
     shards = -(-len(source) // examples_per_shard)
     journal = _Journal(path, split, source, examples_per_shard, drop_bad, limits)
-    writer = _ShardWriter(source, limits, drop_bad, num_threads)
+    writer = ShardWriter(source, limits, drop_bad, num_threads)
     for shard in range(shards):
         file = path / f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
         indices = range(len(source))[shard * examples_per_shard : (shard + 1) * examples_per_shard]
@@ -101,7 +102,7 @@ def convert_source(
     lengths, num_bytes, dropped = journal.totals(shards)
     if not sum(lengths):
         raise ConvertError(f"not one example could be kept; the first: {list(dropped.items())[:5]}")
-    _write_metadata(path, name, split, lengths, num_bytes, previous, writer.features)
+    write_metadata(path, name, split, lengths, num_bytes, previous, writer.features)
     (path / f"conversion-{split}.json").write_text(
         json.dumps({"written": sum(lengths), "dropped": dropped}, indent=1)
     )
@@ -110,19 +111,34 @@ def convert_source(
     return ConvertReport(path, sum(lengths), reasons)
 
 
-class _ShardWriter:
+def dataset_features() -> Any:
+    """TFDS's features of the datasets that this module writes."""
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "caption": tfds.features.Text(),
+            "id": tfds.features.Text(),
+            EXTRAS_KEY: tfds.features.Text(),
+        }
+    )
+
+
+class ShardWriter:
+    """Writes examples of a source as ArrayRecord files that TFDS reads.
+
+    Args:
+        source: Where examples come from.
+        limits: What is accepted.
+        drop_bad: Decode every image and drop what `limits` refuse.
+        num_threads: Threads that read (and decode).
+    """
+
     def __init__(self, source: Source, limits: ImageLimits, drop_bad: bool, num_threads: int):
-        import tensorflow_datasets as tfds
         from tensorflow_datasets.core import example_serializer
 
-        self.features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "caption": tfds.features.Text(),
-                "id": tfds.features.Text(),
-                EXTRAS_KEY: tfds.features.Text(),
-            }
-        )
+        self.features = dataset_features()
         info: Any = self.features.get_serialized_info()
         self._serializer = example_serializer.ExampleSerializer(info)
         self._source, self._limits, self._drop_bad = source, limits, drop_bad
@@ -132,7 +148,7 @@ class _ShardWriter:
         """Writes one shard; returns its length and what was dropped."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
         # One record a group: random access decompresses nothing else.
         writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
         length, dropped = 0, {}
@@ -169,7 +185,9 @@ class _ShardWriter:
                 EXTRAS_KEY: json.dumps(dict(example.extras), default=_jsonable),
             }
         )
-        return example.id, self._serializer.serialize_example(encoded)
+        # Without it the order of the features is another one in every process.
+        message: Any = self._serializer.get_tf_example(encoded)
+        return example.id, message.SerializeToString(deterministic=True)
 
 
 class _Journal:
@@ -219,7 +237,8 @@ class _Journal:
         self._folder.rmdir()
 
 
-def _existing_splits(path: Path) -> list[Any]:
+def existing_splits(path: Path) -> list[Any]:
+    """TFDS's split infos of a version folder; none where nothing is prepared."""
     if not (path / "dataset_info.json").is_file():
         return []
     import tensorflow_datasets as tfds
@@ -227,10 +246,23 @@ def _existing_splits(path: Path) -> list[Any]:
     return list(tfds.builder_from_directory(os.fspath(path)).info.splits.values())
 
 
-def _write_metadata(
+def write_metadata(
     path: Path, name: str, split: str, lengths: list[int], num_bytes: int,
     previous: list[Any], features: Any,
+    description: str = "Images with captions, written by core_jax.data.convert.",
 ) -> None:  # fmt: skip
+    """Writes TFDS's metadata of a version folder whose shards are there.
+
+    Args:
+        path: The version folder.
+        name: Of the dataset.
+        split: The split that was just written.
+        lengths: Of its shards, in examples.
+        num_bytes: Of its shards together.
+        previous: Split infos of the other splits.
+        features: As `ShardWriter` has them.
+        description: One line.
+    """
     import tensorflow_datasets as tfds
 
     template = tfds.core.ShardedFileTemplate(
@@ -243,7 +275,7 @@ def _write_metadata(
         data_dir=os.fspath(path),
         features=features,
         split_infos=[*previous, info],
-        description="Images with captions, written by core_jax.data.convert.",
+        description=description,
         check_data=False,  # it asks TensorFlow for the files; the shards were just written
     )
 

@@ -24,6 +24,10 @@ class SourceError(ValueError):
     """A source cannot be opened as asked; the message names the file and the remedy."""
 
 
+class EmptySourceError(SourceError):
+    """A source is readable and holds no example."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Example:
     """One record, its image not yet decoded.

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from core_jax.data.sources import IMAGE_SUFFIXES, Example, SourceError, list_files
+from core_jax.data.sources import IMAGE_SUFFIXES, EmptySourceError, Example, SourceError, list_files
 
 _VERSION = 1
 _PARTS = ("image", "txt", "json")
@@ -58,7 +58,7 @@ class WebdatasetSource:
         self._spans = [index["spans"] for index in indices]
         self._ends = np.cumsum([len(keys) for keys in self._keys])
         if not len(self):
-            raise SourceError(f"{path}: the tars hold no sample")
+            raise EmptySourceError(f"{path}: the tars hold no sample")
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -66,7 +66,7 @@ class WebdatasetSource:
     def key(self, index: int) -> str:
         """The sample's name inside its tar; nothing is read."""
         shard, row = self._locate(index)
-        return self._keys[shard][row].decode("utf-8")
+        return _text(self._keys[shard][row])
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -76,7 +76,7 @@ class WebdatasetSource:
 
     def __getitem__(self, index: int) -> Example:
         shard, row = self._locate(index)
-        key = self._keys[shard][row].decode("utf-8")
+        key = _text(self._keys[shard][row])
         spans = self._spans[shard][row]  # [3 parts, (offset, size)], offset -1 where absent
         image, text, meta = self._read(self._files[shard], spans)
         extras = _parse_json(meta)
@@ -95,6 +95,11 @@ class WebdatasetSource:
             ]
         finally:
             os.close(descriptor)
+
+
+def _text(key: bytes) -> str:
+    """A name that is not UTF-8 keeps its bytes as escapes, so that it stays distinct."""
+    return key.decode("utf-8", "backslashreplace")
 
 
 def _parse_json(data: bytes | None) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def test_tfds_nested_features_and_errors(tmp_path):
         example = {"image": io.BytesIO(Memory()[i].image), "image/id": 70 + i, "captions": captions}
         writer.write(serializer.serialize_example(features.encode_example(example)))
     writer.close()
-    convert._write_metadata(folder, "coco_like", "val", [2], 10, [], features)
+    convert.write_metadata(folder, "coco_like", "val", [2], 10, [], features)
     source = open_source(SourceSpec(path=str(tmp_path), kind="tfds", split="val"))
     assert source[1].image == Memory()[1].image
     assert (source[1].id, source[1].caption) == ("71", "c10")
