@@ -15,11 +15,11 @@ TORCH = torch==2.13.0
 BIN = $(VENV)/bin
 RUN = HF_HUB_OFFLINE=1 $(BIN)/python
 
-.PHONY: help install install-test test test-slow lint demo results miniature clean
+.PHONY: help install install-test install-beam test test-slow lint demo results miniature clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "targets: install install-test test test-slow lint demo results miniature clean"
+	@echo "targets: install install-test install-beam test test-slow lint demo results miniature clean"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,16 @@ $(VENV)/.installed-test: setup.py pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[test]' $(TORCH)
 	$(BIN)/python -m pip install --quiet --no-deps pycocoevalcap
 	touch $(VENV)/.installed $@
+
+# Apache Beam (core_jax.data.prepare) wants older releases of some packages than the tests have: it
+# is installed on top of them, in an environment of its own.
+install-beam: .venv-beam/.installed
+.venv-beam/.installed: setup.py | $(VENV)/.installed-test
+	$(PYTHON) -m venv .venv-beam
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	  > "$$(.venv-beam/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
+	.venv-beam/bin/python -m pip install --quiet 'apache-beam>=2.70,<3'
+	touch $@
 
 test: install-test
 	$(RUN) -m pytest -n $(WORKERS) -m "not slow"
