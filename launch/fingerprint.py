@@ -25,3 +25,8 @@ def fingerprint(lowered: Any) -> str:
 def fingerprint_text(text: str) -> str:
     """The same of its text."""
     return hashlib.sha256(without_locations(text).encode()).hexdigest()
+
+
+def joined(*fingerprints: str) -> str:
+    """Of programs that run one after the other."""
+    return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()

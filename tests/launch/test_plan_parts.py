@@ -142,8 +142,10 @@ def test_a_line_says_the_largest_batch():
 
 
 def test_jobs_that_are_not_planned_are_named():
-    with pytest.raises(PlanError, match="task 'distill'"):
-        job_of({"task": "distill"})
+    with pytest.raises(PlanError, match="task 'lossless'"):
+        job_of({"task": "lossless"})
+    with pytest.raises(PlanError, match="job 'cache' of this config"):
+        job_of({"task": "distill"}, "cache")
     with pytest.raises(PlanError, match="neither a stage nor a task"):
         job_of({})
 
