@@ -63,7 +63,8 @@ def _renew(rows) -> list[str]:
     from launch.stored import lowered_here, read_record, record_of, why_stale, write_record
 
     for row in rows:
-        reason = why_stale(row, read_record(row), lowered_here(row))
+        record = read_record(row)
+        reason = why_stale(row, record, lowered_here(row) if record else "")
         if reason:
             print(f"{row.name}: {reason}; compiling", flush=True)
             topology = parse_topology(row.topology, row.slices)
