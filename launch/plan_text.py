@@ -66,6 +66,7 @@ def _what(plan: Plan) -> Table:
         ("mesh", mesh),
         ("batch", f"{plan.batch_size}, {plan.batch_size / plan.num_chips:g} a device"),
         ("program", plan.lowered.fingerprint[:16]),
+        *(("layout", problem) for problem in plan.layout),
         ("made with", ", ".join(f"{k} {v}" for k, v in plan.versions.items() if v)),
     ]
     if plan.compiled is not None:

@@ -92,13 +92,17 @@ ROWS: tuple[PlannedRow, ...] = (
     ),
 )  # fmt: skip
 
-# Compiled by the tests: the same programs of the miniature, in seconds.
-SMALL: tuple[PlannedRow, ...] = tuple(
-    PlannedRow(name=f"{config}_mini", config=config, variant="mini", topology="v5e:2x2",
-               changes=changes)
-    for config, changes in (
-        ("vlv_stage1", {}), ("vlv_stage2", {}), ("massv_phase2", {}), ("massv_eval", {}),
-    )
+# Compiled by the tests, in seconds: the miniature's, and a decoder whose layers are one loop.
+SMALL: tuple[PlannedRow, ...] = (
+    PlannedRow(name="small_stage1", config="vlv_stage1", variant="mini", topology="v5e:2x2"),
+    PlannedRow(name="small_stage2", config="vlv_stage2", variant="mini-small", topology="v5e:2x2"),
+    PlannedRow(
+        name="small_cache", config="vlv_stage1", variant="mini", topology="v5e:2x2", job="cache"
+    ),
+    PlannedRow(
+        name="small_decoding", config="massv_eval", variant="qwen2_5_vl_7b", topology="v5e:2x2",
+        changes={"decoding.prompt_lengths": (512,), "data.max_pixels": 256 * 28 * 28},
+    ),
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import jax
 from launch.chips import Chip
 from launch.compiling import Compiled, Lowered, compile_job, lower_job, model_flops
 from launch.jobs import PlannedJob
+from launch.layouts import layout_problems
 from launch.memory import Memory
 from launch.roofline import Roofline, Run, roofline, run_of
 from launch.topology import Topology, libtpu_version, topology_devices
@@ -36,6 +37,7 @@ class Plan:
       effort: of the compiler.
       fit: the largest batch a device, where it was asked for (launch.fitting).
       remedies: what was tried where the step does not fit (launch.remedies).
+      layout: what is wrong with the layout (launch.layouts).
       versions: of jax and libtpu.
     """
 
@@ -58,6 +60,7 @@ class Plan:
     prompt: Roofline | None = None
     fit: Any = None
     remedies: tuple[Any, ...] = ()
+    layout: tuple[str, ...] = ()
     versions: dict[str, str]
 
     @property
@@ -115,7 +118,7 @@ def make_plan(
         num_chips=topology.num_chips, chip=chip, mesh=lowered.mesh_shape,
         batch_size=rows, steps=job.steps, fits=compiled.problem is None,
         lowered=lowered, compiled=compiled, model_flops=useful, roofline=line, run=run,
-        prompt=prompt,
+        prompt=prompt, layout=layout_problems(lowered, compiled),
         effort=effort, versions={"jax": jax.__version__, "libtpu": libtpu_version()},
     )  # fmt: skip
 
