@@ -36,7 +36,7 @@ def kernel_text(bytecode: bytes) -> str:
     context.allow_unregistered_dialects = True
     tpu.register_dialect(context)
     with context:
-        return ir.Module.parse(bytecode).operation.get_asm(enable_debug_info=False)
+        return str(ir.Module.parse(bytecode).operation.get_asm(enable_debug_info=False))
 
 
 def fingerprint(lowered: Any) -> str:

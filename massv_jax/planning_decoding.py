@@ -176,11 +176,12 @@ def _request(
         side = config.target.vision_config.image_size
         images: Any = jax.ShapeDtypeStruct((rows, side, side, 3), jnp.float32)
     else:
-        prompt = ImagePrompt(
+        image_prompt: Any = ImagePrompt
+        prompt = image_prompt(
             ids=ids, positions=jax.ShapeDtypeStruct((3, rows, length), jnp.int32),
             next_positions=jax.ShapeDtypeStruct((rows,), jnp.int32),
             image_slots=ids, valid=valid,
-        )  # type: ignore[arg-type] # fmt: skip
+        )  # fmt: skip
         images = _packed(experiment, config, rows)
     key = jax.eval_shape(lambda: jax.random.key(0)) if options.samples else None
     of_rows: Any = jax.ShapeDtypeStruct((rows,), jnp.int32)

@@ -9,6 +9,7 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +122,7 @@ def _on_one_device(q, k, v, causal: bool):
         segments = kernel.SegmentIds(
             q=jnp.zeros((queries,), jnp.int32), kv=(jnp.arange(keys) >= S).astype(jnp.int32)
         )
-    out = jax.vmap(attend, in_axes=(0, 0, 0, None))(q, k, v, segments)
+    out: Any = jax.vmap(attend, in_axes=(0, 0, 0, None))(q, k, v, segments)
     return out.transpose(0, 2, 1, 3)[:, :T]
 
 
