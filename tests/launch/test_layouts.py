@@ -62,5 +62,5 @@ def test_a_gather_of_all_frozen_weights_is_found():
 
 
 def test_a_replicated_optimizer_is_found():
-    (found,) = problems(run__mesh={"data": -1})
+    (found,) = problems(run__mesh={"data": -1, "fsdp": 1})
     assert "every device holds 8 MiB of the optimizer's 8 MiB whole" in found
