@@ -3,6 +3,8 @@
 #   make demo SCALE=smoke   the same in about two minutes, without thresholds
 #   make results            all figures of the README again; resumable, two to three hours
 #   make test               the fast tests
+#   make plan               compiles for TPU pods what of docs/plans is stale; needs libtpu
+#   make plan-check         fails if a plan in docs/plans is stale; compiles nothing
 PYTHON ?= python3.11
 VENV ?= .venv
 SCALE ?= full
@@ -15,11 +17,13 @@ TORCH = torch==2.13.0
 BIN = $(VENV)/bin
 RUN = HF_HUB_OFFLINE=1 $(BIN)/python
 
-.PHONY: help install install-test install-beam test test-slow lint demo results miniature clean
+TARGETS = install install-test install-beam test test-slow lint plan plan-check demo results \
+  miniature clean
+.PHONY: help $(TARGETS)
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "targets: install install-test install-beam test test-slow lint demo results miniature clean"
+	@echo "targets: $(TARGETS)"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +62,12 @@ test-slow: install-test
 lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+plan: install
+	$(RUN) -m launch.plans
+
+plan-check: install
+	$(RUN) -m launch.plans --check
 
 demo: install
 	$(RUN) -m miniature.demo --scale=$(SCALE)

@@ -15,6 +15,8 @@ def get_config(variant: str = "") -> ConfigDict:
     name = massv.resolve(variant, "massv_distill")
     config = massv.base(name, "distill")
     massv.use_source(config, massv.MIX_665K)
+    if name.startswith("qwen2_5_vl"):
+        config.distill.batch_size = 8  # 16 of the largest images do not fit on four v5e chips
     if name == "vlv":
         massv.use_source(config, massv.LCS_558K)  # images; the captioner needs no question
         config.distill.drop_suffix_fraction = 0.0

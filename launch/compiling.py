@@ -5,14 +5,16 @@ import time
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding
 
+from core_jax.abstract import AbstractProgram
 from core_jax.flops import count_jaxpr
 from core_jax.sharding import make_mesh
 from launch import hlo
 from launch.chips import Chip
 from launch.collectives import Collective, find_collectives
 from launch.errors import PlanError
-from launch.fingerprint import fingerprint
+from launch.fingerprint import fingerprint, joined
 from launch.hlo_cost import Cost, count_cost
 from launch.jobs import PlannedJob
 from launch.memory import (
@@ -45,6 +47,8 @@ class Lowered:
       replicated_optimizer: bytes of the optimizer's state of which every device has a whole copy.
       program: jax's lowered program.
       seconds: it took.
+      call: what was lowered.
+      before: the program that runs first and whose result this one takes (a decoder's prompt).
     """
 
     mesh_shape: dict[str, int]
@@ -55,42 +59,64 @@ class Lowered:
     replicated_optimizer: int
     program: Any
     seconds: float
+    call: AbstractProgram
+    before: "Lowered | None" = None
 
 
-def lower_job(job: PlannedJob, devices: list[Any], chip: Chip) -> Lowered:
+def lower_job(job: PlannedJob, devices: list[Any], chip: Chip, platform: str = "") -> Lowered:
     """Traces and lowers a job's step for devices, which may be a topology's.
+
+    Args:
+      job: the job.
+      devices: of which the config's mesh is made.
+      chip: what they stand for.
+      platform: lowers for "tpu" on any devices, CPUs say. The program is the same to the letter
+        as for a topology's devices of the same mesh, but it cannot be compiled.
 
     Raises:
       PlanError: mesh or batch do not go with the devices.
     """
-    began = time.perf_counter()
     try:
-        mesh = make_mesh(job.experiment.run.mesh, devices)
+        mesh = make_mesh(job.mesh, devices)
     except ValueError as error:
         raise PlanError(f"config.run.mesh: {error}") from error
-    abstract = job.abstract(job.experiment, mesh)
-    check_batch(job, abstract.placed.batch_sharding)
-    traced = abstract.placed.step_fn.trace(*abstract.arguments)
-    lowered = traced.lower()
+    program = job.program(mesh)
+    check_batch(job, program.batch_sharding)
+    return lower_program(program, mesh, chip, platform)
+
+
+def lower_program(
+    program: AbstractProgram, mesh: Mesh, chip: Chip, platform: str = ""
+) -> Lowered:
+    """Traces and lowers a program, and what runs before it; see `lower_job`."""
+    before = program.before and lower_program(program.before, mesh, chip, platform)
+    began = time.perf_counter()
+    traced = program.trace()
+    lowered = traced.lower(lowering_platforms=(platform,)) if platform else traced.lower()
+    name = fingerprint(lowered)
     return Lowered(
         mesh_shape=dict(mesh.shape),
         slices=[getattr(d, "slice_index", 0) for d in mesh.devices.flat],
-        fingerprint=fingerprint(lowered),
+        fingerprint=joined(before.fingerprint, name) if before else name,
         traced_flops=count_jaxpr(traced.jaxpr.jaxpr),
-        memory=argument_memory(abstract.arguments, chip.limit),
-        replicated_optimizer=replicated_bytes(abstract.arguments[0].opt_state),
+        memory=argument_memory(program.parts, chip.limit),
+        replicated_optimizer=replicated_bytes(program.parts.get("optimizer")),
         program=lowered,
         seconds=time.perf_counter() - began,
+        call=program,
+        before=before,
     )
 
 
-def check_batch(job: PlannedJob, sharding: Any) -> None:
+def check_batch(job: PlannedJob, sharding: NamedSharding | None) -> None:
     """Raises unless every device gets the same number of rows of every micro-batch.
 
     Raises:
       PlanError: it does not.
     """
-    batch, accumulated = job.experiment.data.batch_size, job.experiment.run.grad_accum
+    if sharding is None:
+        return
+    batch, accumulated = job.batch_size, job.experiment.run.grad_accum
     axes = sharding.spec[0] if len(sharding.spec) else ()
     names = (axes,) if isinstance(axes, str) else tuple(axes or ())
     parts = accumulated
@@ -98,7 +124,7 @@ def check_batch(job: PlannedJob, sharding: Any) -> None:
         parts *= sharding.mesh.shape[name]
     if batch % parts:
         raise PlanError(
-            f"config.data.batch_size={batch} does not divide into {parts} parts (devices that "
+            f"{job.batch_name}={batch} does not divide into {parts} parts (devices that "
             f"split a batch times run.grad_accum={accumulated}); the nearest that does is "
             f"{max(parts, round(batch / parts) * parts)}"
         )
@@ -115,8 +141,8 @@ def model_flops(job: PlannedJob, lowered: Lowered, devices: list[Any]) -> float:
     plain = job.without_remat()
     if plain == job:
         return lowered.traced_flops
-    abstract = plain.abstract(plain.experiment, make_mesh(plain.experiment.run.mesh, devices))
-    return count_jaxpr(abstract.placed.step_fn.trace(*abstract.arguments).jaxpr.jaxpr)
+    program = plain.program(make_mesh(plain.mesh, devices))
+    return count_jaxpr(program.trace().jaxpr.jaxpr)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +157,7 @@ class Compiled:
       compiler_flops, compiler_bytes: the compiler's own count, every loop turning once.
       collectives: the heaviest first.
       seconds: it took.
+      before: the same of the program that runs first.
     """
 
     memory: Memory
@@ -140,6 +167,7 @@ class Compiled:
     compiler_bytes: float | None
     collectives: list[Collective]
     seconds: float
+    before: "Compiled | None" = None
 
 
 def compile_job(lowered: Lowered, effort: str) -> Compiled:
@@ -149,6 +177,20 @@ def compile_job(lowered: Lowered, effort: str) -> Compiled:
       lowered: the step.
       effort: one of EFFORTS.
     """
+    if lowered.before is None:
+        return _compile(lowered, effort)[0]
+    before, program = _compile(lowered.before, effort)
+    if program is None:  # where its result lies is not known then; nor would anything follow
+        return before
+    # As in a run: the second program gets the first one's result where the first one left it.
+    call = lowered.call.laid_out(program.output_shardings)
+    memory = argument_memory(call.parts, lowered.memory.limit)
+    placed = dataclasses.replace(lowered, program=call.trace().lower(), memory=memory)
+    return dataclasses.replace(_compile(placed, effort)[0], before=before)
+
+
+def _compile(lowered: Lowered, effort: str) -> tuple[Compiled, Any]:
+    """Also returns jax's compiled program; None if it did not fit."""
     began = time.perf_counter()
     try:
         compiled = lowered.program.compile(compiler_options=EFFORTS[effort])
@@ -161,11 +203,11 @@ def compile_job(lowered: Lowered, effort: str) -> Compiled:
         return Compiled(
             memory=memory, problem=problem, cost=None, compiler_flops=None, compiler_bytes=None,
             collectives=[], seconds=time.perf_counter() - began,
-        )  # fmt: skip
+        ), None  # fmt: skip
     seconds = time.perf_counter() - began
     program = hlo.parse(compiled.as_text())
     analysis = compiled.cost_analysis() or {}
-    return Compiled(
+    found = Compiled(
         memory=compiled_memory(lowered.memory, compiled.memory_analysis()),
         problem=None,
         cost=count_cost(program),
@@ -174,3 +216,4 @@ def compile_job(lowered: Lowered, effort: str) -> Compiled:
         collectives=find_collectives(program, lowered.mesh_shape, lowered.slices),
         seconds=seconds,
     )
+    return found, compiled

@@ -178,10 +178,11 @@ def _closing(text: str, start: int) -> int:
 
 
 def trip_count(program: Program, loop: Instruction) -> int:
-    """How often a counted loop turns; 1 where that cannot be seen.
+    """How often a counted loop turns at most; 1 where that cannot be seen.
 
     XLA's text has the number for some backends. The TPU's leaves it out, so it is read from the
-    condition `counter < limit`, the counter's first value, and what the body adds to it.
+    condition `counter < limit`, the counter's first value, and what the body adds to it. A loop
+    that may also end earlier has `counter < limit and ...`.
     """
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
@@ -190,10 +191,13 @@ def trip_count(program: Program, loop: Instruction) -> int:
     if condition not in program.computations:
         return 1
     root = program.root(condition)
+    if root.opcode == "and":
+        both = [program.by_name[name] for name in root.operands]
+        root = next((i for i in both if i.opcode == "compare"), root)
     if root.opcode == "fusion" and root.called in program.computations:
         inner = [i.name for i in program.computations[root.called or ""]]
         constants = (_constant(program, name) for name in (*root.operands, *inner))
-        return next((c for c in constants if c is not None), 1)
+        return next((c for c in constants if c), 1)
     if root.opcode != "compare" or "direction=LT" not in root.attributes:
         return 1
     counter, limit = program.by_name[root.operands[0]], _constant(program, root.operands[1])

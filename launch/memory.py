@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ class Memory:
     """Bytes on one device.
 
     Attributes:
-      frozen, trained, optimizer, ema, batch: arguments, by the shapes of their shards.
+      frozen, trained, optimizer, ema, cache, batch: arguments, by the shapes of their shards. What
+        the compiler places counts whole before it has done so.
       padding: what the device's layouts add to the arguments.
       temporaries: activations and whatever else the program holds for itself.
       outputs: results that do not take the place of arguments.
@@ -26,6 +28,7 @@ class Memory:
     optimizer: int
     ema: int
     batch: int
+    cache: int = 0
     padding: int = 0
     temporaries: int = 0
     outputs: int = 0
@@ -35,8 +38,8 @@ class Memory:
     @property
     def arguments(self) -> int:
         """All of them, as laid out."""
-        parts = (self.frozen, self.trained, self.optimizer, self.ema, self.batch, self.padding)
-        return sum(parts)
+        parts = (self.frozen, self.trained, self.optimizer, self.ema, self.cache, self.batch)
+        return sum(parts) + self.padding
 
     @property
     def total(self) -> int:
@@ -50,11 +53,13 @@ class Memory:
 
 
 def shard_bytes(tree: Any) -> int:
-    """Bytes of one device's shards of shapes with shardings."""
-    return sum(
-        int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree)
-    )
+    """Bytes of one device's shards of shapes; those without a sharding count whole."""
+
+    def one(x: Any) -> int:
+        shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+        return int(np.prod(shape, dtype=np.int64)) * x.dtype.itemsize
+
+    return sum(map(one, jax.tree.leaves(tree)))
 
 
 def replicated_bytes(tree: Any) -> int:
@@ -66,17 +71,16 @@ def replicated_bytes(tree: Any) -> int:
     )
 
 
-def argument_memory(arguments: tuple[Any, Any, Any], limit: float) -> Memory:
-    """What is known without compiling: the arguments `(state, frozen, batch)`."""
-    state, frozen, batch = arguments
-    return Memory(
-        frozen=shard_bytes(frozen),
-        trained=shard_bytes(state.params),
-        optimizer=shard_bytes((state.opt_state, state.step)),
-        ema=shard_bytes(state.ema),
-        batch=shard_bytes(batch),
-        limit=int(limit),
-    )
+def argument_memory(parts: Mapping[str, Any], limit: float) -> Memory:
+    """What is known without compiling.
+
+    Args:
+      parts: shapes of the arguments, by names of `Memory`'s first fields.
+      limit: what there is.
+    """
+    known = dict.fromkeys(("frozen", "trained", "optimizer", "ema", "cache", "batch"), 0)
+    known |= {name: shard_bytes(tree) for name, tree in parts.items()}
+    return Memory(**known, limit=int(limit))
 
 
 def compiled_memory(known: Memory, stats: Any) -> Memory:

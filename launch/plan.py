@@ -20,6 +20,7 @@ prepare_environment()
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, such as configs/vlv_stage1.py.", lock_config=True
 )
+_JOB = flags.DEFINE_enum("job", "", ["", "cache"], "Another job of the same config.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Pod slice, such as v5e:16x16 or v5p:4x4x8.")
 _GPU = flags.DEFINE_string("gpu", None, "One GPU instead: a100, h100 or h200; nothing is compiled.")
 _SLICES = flags.DEFINE_integer("slices", 1, "How many such slices.")
@@ -55,7 +56,7 @@ def _run() -> None:
 
     if bool(_TOPOLOGY.value) == bool(_GPU.value):
         raise PlanError("name one of --topology (v5e:16x16) and --gpu (h200)")
-    job = job_of(_CONFIG.value.to_dict())
+    job = job_of(_CONFIG.value.to_dict(), _JOB.value)
     named = " ".join([config_flags.get_config_filename(flags.FLAGS["config"]), *_changes()])
     if _GPU.value:
         plan = make_gpu_plan(

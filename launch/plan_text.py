@@ -66,6 +66,7 @@ def _what(plan: Plan) -> Table:
         ("mesh", mesh),
         ("batch", f"{plan.batch_size}, {plan.batch_size / plan.num_chips:g} a device"),
         ("program", plan.lowered.fingerprint[:16]),
+        *(("layout", problem) for problem in plan.layout),
         ("made with", ", ".join(f"{k} {v}" for k, v in plan.versions.items() if v)),
     ]
     if plan.compiled is not None:
@@ -78,7 +79,8 @@ def _memory(plan: Plan) -> Table:
     memory = plan.memory
     parts = {
         "frozen weights": memory.frozen, "trained weights (float32)": memory.trained,
-        "optimizer": memory.optimizer, "moving average": memory.ema, "batch": memory.batch,
+        "optimizer": memory.optimizer, "moving average": memory.ema,
+        "keys, values, answers": memory.cache, "batch": memory.batch,
         "padding of layouts": memory.padding, "activations, temporaries": memory.temporaries,
         "other outputs": memory.outputs, "program": memory.code,
     }  # fmt: skip
@@ -87,6 +89,10 @@ def _memory(plan: Plan) -> Table:
     if plan.compiled is not None:
         rows.append(("headroom", size_text(memory.headroom),
                      f"{100 * memory.headroom / memory.limit:.1f} %"))  # fmt: skip
+    if plan.compiled is not None and plan.compiled.before is not None:
+        before = plan.compiled.before.memory
+        rows.append(("the prompt's program needs", size_text(before.total),
+                     f"{100 * before.total / before.limit:.1f} %"))  # fmt: skip
     if plan.lowered.replicated_optimizer:
         rows.append(("of the optimizer, replicated",
                      size_text(plan.lowered.replicated_optimizer), ""))  # fmt: skip
@@ -135,8 +141,12 @@ def _time(plan: Plan) -> Table:
                      f"at {chip.dcn_bandwidth / 1e9:g} GB/s received"))  # fmt: skip
     rows.append(("a step, at least", seconds_text(line.seconds), f"bound by {line.bound}"))
     rows += [(f"{name}/s, at most", f"{rate:,.4g}", "") for name, rate in run.rates.items()]
-    rows.append(("the run, at least", f"{run.hours:.3g} h",
-                 f"{plan.steps:,} steps, {run.chip_hours:,.4g} chip hours"))  # fmt: skip
+    if plan.steps:
+        rows.append(("the run, at least", f"{run.hours:.3g} h",
+                     f"{plan.steps:,} steps, {run.chip_hours:,.4g} chip hours"))  # fmt: skip
+    if plan.prompt is not None:
+        rows.append(("the prompt before, at least", seconds_text(plan.prompt.seconds),
+                     f"bound by {plan.prompt.bound}"))  # fmt: skip
     if run.price is not None:
         rows.append(("price, at least", f"{run.price:,.2f}", ""))
     return ("Time by roofline: a lower bound", ("", "", ""), rows)

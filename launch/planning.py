@@ -8,6 +8,7 @@ import jax
 from launch.chips import Chip
 from launch.compiling import Compiled, Lowered, compile_job, lower_job, model_flops
 from launch.jobs import PlannedJob
+from launch.layouts import layout_problems
 from launch.memory import Memory
 from launch.roofline import Roofline, Run, roofline, run_of
 from launch.topology import Topology, libtpu_version, topology_devices
@@ -25,15 +26,18 @@ class Plan:
       topology, slices, num_chips, chip: where.
       mesh: size of each axis.
       batch_size: over all devices.
+      steps: of the run; 0 where that depends on the data.
       fits: whether the compiler found room; None where nothing was compiled.
       lowered: see launch.compiling.
       compiled: see launch.compiling; None where nothing was compiled.
       model_flops: of a step on all devices, nothing computed twice.
       roofline: None where the step does not fit.
+      prompt: the same of the program that runs first, where there is one.
       run: None where the step does not fit.
       effort: of the compiler.
       fit: the largest batch a device, where it was asked for (launch.fitting).
       remedies: what was tried where the step does not fit (launch.remedies).
+      layout: what is wrong with the layout (launch.layouts).
       versions: of jax and libtpu.
     """
 
@@ -53,8 +57,10 @@ class Plan:
     roofline: Roofline | None
     run: Run | None
     effort: str
+    prompt: Roofline | None = None
     fit: Any = None
     remedies: tuple[Any, ...] = ()
+    layout: tuple[str, ...] = ()
     versions: dict[str, str]
 
     @property
@@ -64,15 +70,20 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; the lowered program is left out, its fingerprint is there."""
-        lowered = dataclasses.replace(self.lowered, program=None)
+        lowered = dataclasses.replace(self.lowered, program=None, call=None, before=None)  # type: ignore[arg-type]
         values = dataclasses.asdict(dataclasses.replace(self, lowered=lowered))
-        values["lowered"].pop("program")
-        values["lowered"].pop("slices")
+        for name in ("program", "slices", "call", "before"):
+            values["lowered"].pop(name)
         values["memory"] = dataclasses.asdict(self.memory) | {
             "total": self.memory.total, "headroom": self.memory.headroom,
         }  # fmt: skip
         if self.roofline is not None:
             values["roofline"] |= {"seconds": self.roofline.seconds, "bound": self.roofline.bound}
+        if self.prompt is not None:
+            values["prompt"] |= {"seconds": self.prompt.seconds, "bound": self.prompt.bound}
+        if self.compiled is not None and self.compiled.before is not None:
+            memory = self.compiled.before.memory
+            values["prompt_memory"] = {"total": memory.total, "headroom": memory.headroom}
         return {"format": FORMAT, **values}
 
 
@@ -93,22 +104,32 @@ def make_plan(
     lowered = lower_job(job, devices, chip)  # checks mesh and batch, too
     useful = model_flops(job, lowered, devices)
     compiled = compile_job(lowered, effort)
-    line = run = None
-    if compiled.cost is not None:
-        line = roofline(
-            chip, flops=compiled.cost.flops, hbm_bytes=compiled.cost.hbm_bytes,
-            collectives=compiled.collectives,
-        )  # fmt: skip
+    line, run = roofline_of(compiled, chip), None
+    prompt = compiled.before and roofline_of(compiled.before, chip)
+    rows = lowered.call.rows or job.batch_size
+    if line is not None:
         run = run_of(
-            line.seconds, steps=job.steps, units=job.units, num_chips=topology.num_chips,
-            price_per_chip_hour=price_per_chip_hour,
+            line.seconds, steps=job.steps,
+            units={name: n // job.batch_size * rows for name, n in job.units.items()},
+            num_chips=topology.num_chips, price_per_chip_hour=price_per_chip_hour,
         )  # fmt: skip
     return Plan(
         job=job.name, config=config, topology=topology.name, slices=topology.slices,
         num_chips=topology.num_chips, chip=chip, mesh=lowered.mesh_shape,
-        batch_size=job.experiment.data.batch_size, steps=job.steps, fits=compiled.problem is None,
+        batch_size=rows, steps=job.steps, fits=compiled.problem is None,
         lowered=lowered, compiled=compiled, model_flops=useful, roofline=line, run=run,
+        prompt=prompt, layout=layout_problems(lowered, compiled),
         effort=effort, versions={"jax": jax.__version__, "libtpu": libtpu_version()},
+    )  # fmt: skip
+
+
+def roofline_of(compiled: Compiled, chip: Chip) -> Roofline | None:
+    """The least time of a compiled program; None if it did not fit."""
+    if compiled.cost is None:
+        return None
+    return roofline(
+        chip, flops=compiled.cost.flops, hbm_bytes=compiled.cost.hbm_bytes,
+        collectives=compiled.collectives,
     )  # fmt: skip
 
 
@@ -131,7 +152,7 @@ def make_gpu_plan(
     )  # fmt: skip
     return Plan(
         job=job.name, config=config, topology=chip.name, slices=1, num_chips=1, chip=chip,
-        mesh=lowered.mesh_shape, batch_size=job.experiment.data.batch_size, steps=job.steps,
-        fits=None, lowered=lowered, compiled=None, model_flops=useful, roofline=line, run=run,
+        mesh=lowered.mesh_shape, batch_size=job.batch_size, steps=job.steps, fits=None,
+        lowered=lowered, compiled=None, model_flops=useful, roofline=line, run=run,
         effort="", versions={"jax": jax.__version__, "libtpu": ""},
     )  # fmt: skip

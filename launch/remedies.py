@@ -37,6 +37,8 @@ def candidates(job: PlannedJob, plan: Plan) -> Iterator[dict[str, Any]]:
       job: as it was planned.
       plan: for the mesh.
     """
+    if not job.trains:
+        return  # nothing is kept for a backward pass, and a batch is the user's to choose
     model, run, data = job.experiment.model, job.experiment.run, job.experiment.data
     changes: dict[str, Any] = {}
     if model.execution.remat != "full":

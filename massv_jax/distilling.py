@@ -15,14 +15,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
 from core_jax.config import ConfigError
 from core_jax.data.llava_exclude import read_exclusions, without_images
 from core_jax.data.sources import Source, open_source
 from core_jax.decode.frontends import Qwen2_5_VLFrontend, TextFrontend
 from core_jax.decode.target import Target, load_target
-from core_jax.sharding import DEFAULT_RULES, make_mesh
 from core_jax.train.run_record import versions
 from massv_jax.binding import bind
 from massv_jax.distilling_answers import Answerer, answer_chunk
@@ -30,6 +27,7 @@ from massv_jax.distilling_files import ChunkFolder, DistillError, merge_chunks
 from massv_jax.experiment import Experiment
 from massv_jax.generating import open_drafter_named
 from massv_jax.loading import target_tokenizer
+from massv_jax.placing import data_parallel, local_mesh, target_options
 from massv_jax.speculative.decoder import SpeculativeDecoder
 
 
@@ -95,7 +93,7 @@ def make_answerer(experiment: Experiment) -> Answerer:
     )  # fmt: skip
     decoder = SpeculativeDecoder(
         target, drafter, accept="on_policy" if config.on_policy else "coupled",
-        batch_size=config.batch_size * _data_parallel(mesh),
+        batch_size=config.batch_size * data_parallel(mesh),
         prompt_lengths=config.prompt_lengths,
     )  # fmt: skip
     frontend = target.frontend
@@ -113,26 +111,13 @@ def model_path(experiment: Experiment) -> pathlib.Path:
     return pathlib.Path(experiment.model.target)
 
 
-def local_mesh(experiment: Experiment) -> Any:
-    """The config's mesh over this process's own devices; None for a single one."""
-    devices = jax.local_devices()
-    return make_mesh(experiment.run.mesh, devices) if len(devices) > 1 else None
-
-
-def _data_parallel(mesh: Any) -> int:
-    shape = {} if mesh is None else mesh.shape
-    return shape.get("data", 1) * shape.get("fsdp", 1)
-
-
 def load_limited_target(experiment: Experiment, *, mesh: Any = None) -> Target:
     """The target, its images within the data config's pixel limits."""
     model, data = experiment.model, experiment.data
-    options: dict[str, Any] = {"dtype": model.frozen_dtype, "execution": model.execution}
-    if mesh is not None:
-        options["mesh"] = mesh
-        if (model_path(experiment) / "config.json").is_file():
-            options["rules"] = DEFAULT_RULES
-    target = load_target(model.target, **options)
+    target = load_target(
+        model.target, dtype=model.frozen_dtype, execution=model.execution,
+        **target_options(model.target, mesh),
+    )  # fmt: skip
     limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(data, k))}
     if not limits or not isinstance(target.frontend, Qwen2_5_VLFrontend):
         return target

@@ -51,6 +51,7 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
         make_decoder,
         summary_line,
     )
+    from massv_jax.placing import tensor_mesh
     from massv_jax.speculative.adaptive import AdaptiveGamma
 
     values = flags.FLAGS
@@ -74,7 +75,8 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
             target, drafter,
             language_model=experiment.model.language_model if experiment else "",
             accept=decoding.accept, min_confidence=decoding.min_confidence,
-            prompt_lengths=decoding.prompt_lengths if experiment else None, **options,
+            prompt_lengths=decoding.prompt_lengths if experiment else None,
+            mesh=tensor_mesh(experiment) if experiment else None, **options,
         )  # fmt: skip
         job = GenerateJob(
             input=pathlib.Path(values.input).expanduser(),

@@ -19,6 +19,7 @@ import numpy as np
 from core_jax.data.images import BadImage, ImageLimits
 from core_jax.decode.frontends import open_image
 from core_jax.decode.target import Target, load_target
+from massv_jax.placing import target_options
 from massv_jax.speculative.adaptive import GammaPolicy
 from massv_jax.speculative.counts import Statistics
 from massv_jax.speculative.decoder import PROMPT_LENGTHS, Answers, SpeculativeDecoder
@@ -279,6 +280,7 @@ def make_decoder(
     accept: Any = "rejection",
     min_confidence: float = 0.0,
     prompt_lengths: Sequence[int] | None = None,
+    mesh: Any = None,
     **options: Any,
 ) -> SpeculativeDecoder:
     """From directories.
@@ -290,9 +292,12 @@ def make_decoder(
       accept: see `DecodeOptions`.
       min_confidence: see `DecodeOptions`.
       prompt_lengths: see `SpeculativeDecoder`; its own by default.
+      mesh: of several devices, for both networks (massv_jax.placing).
       **options: of `load_target`.
     """
-    target: Target = load_target(target_dir, **options)
+    target: Target = load_target(target_dir, **options, **target_options(target_dir, mesh))
+    if mesh is not None:
+        options = {**options, "mesh": mesh}
     made = open_drafter_named(
         drafter, target_dir=target_dir, language_model=language_model, loaded=target, **options
     )

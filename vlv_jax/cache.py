@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from core_jax.data.bad import BadLog
 from core_jax.data.images import BadImage, Reason, decode_image
@@ -49,6 +49,8 @@ from vlv_jax.host_work import Progress, map_ahead
 from vlv_jax.loading import cast_frozen, load_networks
 from vlv_jax.networks import Networks
 
+BATCH_SIZE = 32  # images a call
+
 
 @dataclasses.dataclass(frozen=True)
 class _Loaded:
@@ -74,15 +76,13 @@ class _Towers:
     ) -> tuple["_Towers", Any]:
         """Also returns the host's pieces."""
         networks, params, pieces = load_networks(experiment.model, with_language_model=False)
-        params = {names.FLORENCE2: params[names.FLORENCE2], names.VAE: params[names.VAE]}
         # Every process works for itself, with a copy of the towers on each of its devices.
         mesh = make_mesh({"data": -1}, devices=devices)
         params = jax.device_put(
-            cast_frozen(params, experiment.model), NamedSharding(mesh, PartitionSpec())
+            cast_frozen(towers_of(params), experiment.model), NamedSharding(mesh, PartitionSpec())
         )
-        size = -(-batch_size // mesh.size) * mesh.size
-        sharding = NamedSharding(mesh, PartitionSpec("data"))
-        return cls(networks, params, sharding, size, dtype), pieces
+        size = padded_batch(batch_size, mesh)
+        return cls(networks, params, rows_sharding(mesh), size, dtype), pieces
 
     def __call__(self, views: Sequence[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
         """Starts the computation of one batch, padded to its full size."""
@@ -91,7 +91,7 @@ class _Towers:
             key: jax.device_put(np.stack([row[key] for row in padded]), self.sharding)
             for key in ("florence_image", "image")
         }
-        encoded = _encode(self.networks, self.params, pixels)
+        encoded = encode_views(self.networks, self.params, pixels)
         return encoded | {"features": encoded["features"].astype(self.dtype)}
 
     def layout(self, views: ImageViews) -> Layout:
@@ -103,12 +103,28 @@ class _Towers:
             "image": jax.ShapeDtypeStruct((1, *side), jnp.uint8),
             "florence_image": jax.ShapeDtypeStruct((1, *florence, 3), jnp.uint8),
         }
-        out = jax.eval_shape(functools.partial(_encode, self.networks), self.params, pixels)
+        out = jax.eval_shape(functools.partial(encode_views, self.networks), self.params, pixels)
         return Layout(out["features"].shape[1:], out["latent_mean"].shape[1:], self.dtype)
 
 
+def towers_of(params: Any) -> Any:
+    """The networks that are run."""
+    return {names.FLORENCE2: params[names.FLORENCE2], names.VAE: params[names.VAE]}
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """Of a batch's views."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def padded_batch(batch_size: int, mesh: Mesh) -> int:
+    """Rounded up to as many images on each device."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
 @functools.partial(jax.jit, static_argnames=("networks",))
-def _encode(networks: Networks, params: Any, pixels: dict) -> dict[str, jax.Array]:
+def encode_views(networks: Networks, params: Any, pixels: dict) -> dict[str, jax.Array]:
+    """What the towers say of a batch of both views."""
     mean, logvar = latent_moments(networks, params, pixels["image"])
     features = image_features(networks, params, pixels["florence_image"])
     return {
@@ -124,7 +140,7 @@ def build_cache(
     *,
     dtype: str = "bfloat16",
     examples_per_shard: int = 1024,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     process_index: int = 0,
     process_count: int = 1,
     devices: Sequence[Any] | None = None,
@@ -295,7 +311,7 @@ def main() -> None:
         "dtype", "bfloat16", ["bfloat16", "float32"], "Of the features; moments are float32."
     )
     per_shard = flags.DEFINE_integer("examples_per_shard", 1024, "Examples a file.", lower_bound=1)
-    size = flags.DEFINE_integer("batch_size", 32, "Images a call.", lower_bound=1)
+    size = flags.DEFINE_integer("batch_size", BATCH_SIZE, "Images a call.", lower_bound=1)
     flags.mark_flags_as_required(["out"])
 
     def job(experiment: Experiment, workdir: pathlib.Path | None) -> None:

@@ -1,4 +1,4 @@
-"""A training job as shapes: the very step that `vlv_jax.training` runs, without a weight.
+"""Jobs as shapes: the very step that `vlv_jax.training` runs, or call of `vlv_jax.cache`.
 
 Whatever of the hub is on this machine is read (configurations, tokenizers); for the rest there are
 presets (core_jax.models.presets) and the sizes of the released networks.
@@ -9,15 +9,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from core_jax.abstract import AbstractProgram
 from core_jax.diffusion.schedule import NoiseSchedule
 from core_jax.models.presets import abstract_model
+from core_jax.sharding import abstract_like
 from core_jax.train.placement import AbstractJob
 from vlv_jax import networks as names
 from vlv_jax.encoding import image_features, latent_moments
 from vlv_jax.experiment import Experiment, ModelConfig
 from vlv_jax.loading import (
+    cast_frozen,
     compose,
     init_added,
     load_processor,
@@ -47,6 +50,32 @@ def abstract_job(experiment: Experiment, mesh: Mesh) -> AbstractJob:
     trainable, frozen = jax.eval_shape(lambda p: divide(experiment, p), params)
     placed = make_step(experiment, networks, trainable, frozen, mesh)
     return AbstractJob(placed, placed.abstract_arguments(frozen, batch))
+
+
+def abstract_cache(experiment: Experiment, mesh: Mesh) -> AbstractProgram:
+    """One call of `vlv_jax.cache`; its batch is `data.batch_size`, the mesh has one axis.
+
+    Raises:
+      UnknownPresetError: a network is neither on this machine nor known by its name.
+    """
+    from vlv_jax.cache import encode_views, padded_batch, rows_sharding, towers_of
+
+    config = experiment.model
+    networks, params = abstract_networks(config, with_decoder=True, with_language_model=False)
+    towers = jax.eval_shape(lambda p: cast_frozen(p, config), towers_of(params))
+    towers = abstract_like(towers, NamedSharding(mesh, PartitionSpec()))
+    rows, side = padded_batch(experiment.data.batch_size, mesh), experiment.data.image_size
+    pixels = {
+        "florence_image": jax.ShapeDtypeStruct(
+            (rows, *florence_size(config.florence2), 3), jnp.uint8
+        ),
+        "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
+    }
+    pixels = abstract_like(pixels, rows_sharding(mesh))
+    return AbstractProgram(
+        fn=encode_views, arguments=(networks, towers, pixels),
+        parts={"frozen": towers, "batch": pixels}, rows=rows,
+    )  # fmt: skip
 
 
 def abstract_networks(

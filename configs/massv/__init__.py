@@ -54,7 +54,7 @@ def base(variant: str, task: str) -> ConfigDict:
         "task": task,
         "model": _model(variant),
         "data": _data(variant),
-        "run": _run(variant),
+        "run": _run(variant, task),
         "optimizer": {
             "name": "adamw", "learning_rate": 1e-3, "schedule": "cosine",
             "warmup_steps": 65,  # 3 % [LLaVA]
@@ -136,10 +136,13 @@ def _data(variant: str) -> dict[str, Any]:
     return data
 
 
-def _run(variant: str) -> dict[str, Any]:
+def _run(variant: str, task: str) -> dict[str, Any]:
     mini = is_mini(variant)
+    # A step of training takes many tokens for every weight, so weights may travel; a step of
+    # decoding takes a few, so they must not.
+    mesh = {"data": 1, "fsdp": -1} if task.startswith("phase") else {"data": 1, "tensor": -1}
     return {
         "steps": 2180, "seed": 42, "grad_accum": 1,
-        "mesh": {"data": -1} if mini else {"data": 1, "fsdp": -1},
+        "mesh": {"data": -1} if mini else mesh,
         "log_every": 20, "save_every": 100 if mini else 500, "keep": 2, "init_from": "",
     }  # fmt: skip

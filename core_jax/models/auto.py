@@ -155,7 +155,7 @@ def load_model(
     _check_types(reader, assignments)
     shardings: Mapping[str, Any] = {}
     if mesh is not None:
-        shardings = flatten(_shardings(family, unflatten(flat), mesh, rules))
+        shardings = flatten(model_shardings(family, unflatten(flat), mesh, rules))
     # So far only headers were read.
     _check_aliases(reader, aliases)
     _check_zeros(reader, weight_rules)
@@ -193,7 +193,8 @@ def _components(path: pathlib.Path) -> list[pathlib.Path]:
     return [path / n for n in names]
 
 
-def _shardings(family: Family, abstract, mesh, rules):
+def model_shardings(family: Family, abstract: Any, mesh: Any, rules: Any) -> Any:
+    """Where `load_model` puts parameters; without rules, or a table of axes, by their size."""
     if rules is None or not family.param_axes:
         return fsdp_by_size(abstract, mesh)
     return param_shardings(abstract, family.param_axes, rules, mesh)

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from core_jax.ops.execution import Execution, RematPolicy
+from core_jax.ops.splash import SAVED_NAME
 
 _POLICIES = {
     "full": None,  # jax.checkpoint's default keeps nothing
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED_NAME),
 }
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from core_jax.ops.execution import AttentionBackend
+from core_jax.ops.splash import Causal, kernel_fits, splash_attention
 
 # Far below any logit, yet finite: a row without any visible key gives a mean, not NaN.
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -15,7 +16,7 @@ def dot_product_attention(
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     *,
-    mask: Bool[Array, "#B #T S"] | None = None,
+    mask: Bool[Array, "#B #T S"] | Causal | None = None,
     scale: float | None = None,
     backend: AttentionBackend = "xla",
 ) -> Float[Array, "B T N H"]:
@@ -25,7 +26,8 @@ def dot_product_attention(
       q: queries.
       k: keys.
       v: values.
-      mask: True where a query may see a key; broadcast over heads. None sees everything.
+      mask: True where a query may see a key; broadcast over heads. None sees everything, `Causal`
+        what `causal_mask` says.
       scale: factor on the logits; 1 / sqrt(H) by default.
       backend: see `Execution.attention`.
 
@@ -35,6 +37,11 @@ def dot_product_attention(
     B, T, N, H = q.shape
     S, K = k.shape[1], k.shape[2]
     factor = float(H**-0.5 if scale is None else scale)
+    causal = isinstance(mask, Causal)
+    if backend == "splash" and (mask is None or causal) and kernel_fits(q, k, causal=causal):
+        return splash_attention(q, k, v, causal=causal, scale=factor)
+    if isinstance(mask, Causal):
+        mask = causal_mask(T)
     if backend == "cudnn":
         full = None if mask is None else jnp.broadcast_to(mask[:, None], (B, 1, T, S))
         return jax.nn.dot_product_attention(
@@ -64,6 +71,11 @@ def causal_mask(length: int) -> Bool[Array, "1 T T"]:
     """
     idx = jnp.arange(length)
     return (idx[None, :] <= idx[:, None])[None]
+
+
+def whole_sequence_mask(length: int, backend: AttentionBackend) -> Bool[Array, "1 T T"] | Causal:
+    """`causal_mask`, as a structure where the backend wants one."""
+    return Causal() if backend == "splash" else causal_mask(length)
 
 
 def padding_mask(valid: Bool[Array, "B S"]) -> Bool[Array, "B 1 S"]:

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Literal, get_args
 
-AttentionBackend = Literal["xla", "cudnn"]
+AttentionBackend = Literal["xla", "cudnn", "splash"]
 ConvBackend = Literal["xla", "im2col"]
 DepthwiseBackend = Literal["xla", "shifts"]
-RematPolicy = Literal["none", "full", "dots"]
+RematPolicy = Literal["none", "full", "dots", "attention"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,13 +14,18 @@ class Execution:
     """Choices that change speed and memory, and results only by rounding.
 
     Attributes:
-      attention: "xla" everywhere; "cudnn" is fused attention on NVIDIA GPUs (bf16 or fp16 only).
+      attention: "xla" everywhere; "cudnn" is fused attention on NVIDIA GPUs (bf16 or fp16 only);
+        "splash" is fused attention on TPUs, used where a mask's structure is known beforehand (all
+        keys, or a whole causal sequence) and sizes fit (core_jax.ops.splash); "xla" elsewhere, so
+        in decoding and for padded prompts.
       conv: "xla" is the compiler's convolution; "im2col" writes a convolution as matrix products,
         which is faster on CPUs at small spatial sizes.
       depthwise_conv: "shifts" writes a depthwise convolution as a weighted sum of shifted images;
         on CPUs the compiler's own ("xla") is twenty times slower.
       remat: what a layer's backward pass recomputes. "none" keeps every activation, "full" keeps
-        only a layer's input, "dots" keeps the results of matrix products without batch dimensions.
+        only a layer's input, "dots" keeps the results of matrix products without batch dimensions,
+        "attention" keeps a layer's input and what the fused kernel of "splash" returns, so that
+        attention runs forward once; with "xla" it is "full".
       unroll: how many layers one turn of the loop over layers runs. 1 compiles fastest. As many as
         there are leaves no loop, which spares copies of weights and activations: on two CPU cores
         the miniature's training steps are 20 % faster.

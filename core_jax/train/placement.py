@@ -13,6 +13,7 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from core_jax.abstract import AbstractProgram
 from core_jax.sharding import abstract_like, batch_sharding, fsdp_axis, fsdp_by_size
 from core_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from core_jax.train.state import TrainState, create_state, init_state, state_shardings
@@ -71,6 +72,19 @@ class AbstractJob:
 
     placed: PlacedStep
     arguments: tuple[TrainState, Tree, Tree]
+
+    @property
+    def program(self) -> AbstractProgram:
+        """The step as a program."""
+        state, frozen, batch = self.arguments
+        return AbstractProgram(
+            fn=self.placed.step_fn, arguments=self.arguments,
+            parts={
+                "frozen": frozen, "trained": state.params,
+                "optimizer": (state.opt_state, state.step), "ema": state.ema, "batch": batch,
+            },
+            batch_sharding=self.placed.batch_sharding,
+        )  # fmt: skip
 
 
 def place_step(

@@ -10,7 +10,7 @@ from core_jax.decode.frontends import TextFrontend
 from core_jax.evaluation.provenance import command_facts, from_here
 from core_jax.evaluation.report import Report
 from core_jax.train.run_record import versions
-from massv_jax.distilling import load_limited_target, local_mesh
+from massv_jax.distilling import load_limited_target
 from massv_jax.evaluation.acceptance import Measured, Tasks, measure, split_tasks
 from massv_jax.evaluation.arms import RECORDS
 from massv_jax.evaluation.forced import compare_on_answers
@@ -28,6 +28,7 @@ from massv_jax.evaluation.speed import PLAIN as PLAIN_ARM
 from massv_jax.evaluation.speed import report_speed, time_answers
 from massv_jax.experiment import Experiment
 from massv_jax.generating import open_drafter_named
+from massv_jax.placing import local_mesh
 from massv_jax.speculative.decoder import SpeculativeDecoder
 
 PLAIN = "none"

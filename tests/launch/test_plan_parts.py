@@ -132,6 +132,29 @@ def test_a_fingerprint_does_not_see_where_a_program_was_written():
     assert fingerprint_text(located) == fingerprint(one)
 
 
+def test_a_fingerprint_sees_a_kernel_and_not_where_it_was_written():
+    """Lowered for TPUs with and without source locations inside the kernel's own program."""
+    from core_jax.ops.splash import splash_attention
+
+    def lower(causal, frames):
+        jax.config.update("jax_traceback_in_locations_limit", frames)
+        jax.clear_caches()
+
+        def f(q, k, v):
+            return splash_attention(q, k, v, causal=causal, scale=1.0)
+
+        x = jax.ShapeDtypeStruct((1, 128, 1, 128), jnp.bfloat16)
+        return jax.jit(f).trace(x, x, x).lower(lowering_platforms=("tpu",))
+
+    frames = jax.config.jax_traceback_in_locations_limit
+    try:
+        bare, located, other = lower(True, 0), lower(True, 10), lower(False, 0)
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", frames)
+    assert bare.as_text() != located.as_text()
+    assert fingerprint(bare) == fingerprint(located) != fingerprint(other)
+
+
 def test_a_line_says_the_largest_batch():
     fixed, slope = line_through((4, 1000), (8, 1800))
     assert (fixed, slope) == (200, 200)
@@ -142,8 +165,10 @@ def test_a_line_says_the_largest_batch():
 
 
 def test_jobs_that_are_not_planned_are_named():
-    with pytest.raises(PlanError, match="task 'distill'"):
-        job_of({"task": "distill"})
+    with pytest.raises(PlanError, match="task 'lossless'"):
+        job_of({"task": "lossless"})
+    with pytest.raises(PlanError, match="job 'cache' of this config"):
+        job_of({"task": "distill"}, "cache")
     with pytest.raises(PlanError, match="neither a stage nor a task"):
         job_of({})
 

@@ -11,9 +11,15 @@ from core_jax.decode.cache import KVCache, read_layer, write_layer
 from core_jax.models.qwen2.config import Qwen2Config
 from core_jax.nn.layers import Embed, Linear, RMSNorm
 from core_jax.nn.stack import scan_layers
-from core_jax.ops.attention import causal_mask, dot_product_attention, padding_mask
+from core_jax.ops.attention import (
+    causal_mask,
+    dot_product_attention,
+    padding_mask,
+    whole_sequence_mask,
+)
 from core_jax.ops.execution import Execution
 from core_jax.ops.rope import apply_rope, rope_angles
+from core_jax.ops.splash import Causal
 from core_jax.sharding import constrain
 
 
@@ -121,10 +127,10 @@ class Qwen2ForCausalLM(nn.Module):
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states of a whole sequence, causally, and None; see `__call__` for `valid`."""
         B, T, _ = inputs_embeds.shape
-        mask = causal_mask(T)
+        mask = whole_sequence_mask(T, self.execution.attention)
         positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
         if valid is not None:
-            mask = mask & padding_mask(valid)
+            mask = causal_mask(T) & padding_mask(valid)
             positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
         return self.hidden_states(inputs_embeds, positions, mask)
 
@@ -132,7 +138,7 @@ class Qwen2ForCausalLM(nn.Module):
         self,
         inputs_embeds: Float[Array, "B T D"],
         positions: Int[Array, "*axes B T"],
-        mask: Bool[Array, "#B #T S"],
+        mask: Bool[Array, "#B #T S"] | Causal,
         cache: KVCache | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Final hidden states, after the last normalisation.
