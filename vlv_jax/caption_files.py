@@ -17,6 +17,7 @@ from core_jax.data.sources import (
     read_jsonl,
 )
 from core_jax.data.webdataset import WebdatasetSource
+from core_jax.files import write_whole
 
 _PATH_KEYS = ("file_name", "image", "file", "path")
 
@@ -194,9 +195,7 @@ def sidecar_paths(items: Iterable[Item]) -> dict[str, pathlib.Path]:
 
 def write_sidecar(path: pathlib.Path, caption: str) -> None:
     """Writes one text whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(caption + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, caption + "\n", sync=False)
 
 
 def read_records(path: pathlib.Path, *, repair: bool = False) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from core_jax.partition import split
 from core_jax.sharding import make_mesh
 from core_jax.train.loop import Hook, LoopConfig, TrainResult, run_training
 from core_jax.train.placement import PlacedStep, place_step
-from core_jax.train.run_record import RunRecord
+from core_jax.train.run_record import RunRecord, decide_start
 from core_jax.train.state import TrainState
 from core_jax.train.workdir import save_experiment
 from vlv_jax import networks as names
@@ -184,6 +184,7 @@ _PATHS = ("florence2", "diffusion", "language_model")
 def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
     """Trains, or continues training, in a working directory."""
     record = make_record(experiment)
+    decide_start(str(workdir), record)  # before anything is loaded or written
     job = build_job(experiment)
     if jax.process_index() == 0:
         save_experiment(workdir, experiment)
