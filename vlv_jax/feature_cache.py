@@ -200,11 +200,12 @@ class FeatureCache:
         )
         count = self.manifest["num_shards"]
         names = [shard_names(shard, count) for shard in range(count)]
-        problems = [text for shard in range(count) if (text := shard_problem(self.path, shard, count))]
+        problems = [found for i in range(count) if (found := shard_problem(self.path, i, count))]
         if problems:
             raise CacheError(
-                f"{self.path} is not whole: {len(problems)} of {count} shards are missing or damaged "
-                f"({problems[0]}). Run the same vlv_jax.cache command again; it makes those alone"
+                f"{self.path} is not whole: {len(problems)} of {count} shards are missing or "
+                f"damaged ({problems[0]}). Run the same vlv_jax.cache command again; it makes "
+                "those alone"
             )
         lists = [json.loads((self.path / listing).read_text("utf-8")) for _, listing in names]
         self._bad = {key: reason for entry in lists for key, reason in entry["bad"].items()}
