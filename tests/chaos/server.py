@@ -6,11 +6,13 @@ is started here, so that a child is as fresh as `python -m` would be.
 """
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
 import runpy
 import select
+import signal
 import sys
 
 _AHEAD = (
@@ -22,7 +24,14 @@ _AHEAD = (
 )  # fmt: skip
 
 
+def die_with_parent() -> None:
+    """Linux: nothing trains on after the script was interrupted."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def main() -> None:
+    die_with_parent()
     for name in _AHEAD:
         importlib.import_module(name)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -62,6 +71,7 @@ def _become(request: dict) -> None:
     """The child: never returns."""
     status = 70
     try:
+        die_with_parent()
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (log, 1), (log, 2)):

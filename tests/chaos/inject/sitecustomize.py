@@ -34,7 +34,7 @@ def install(text):
         return event in _CHANGES and below(args[0])
 
     def hook(event, args):
-        if event != "open" and event not in _CHANGES or not changes(event, args):
+        if (event != "open" and event not in _CHANGES) or not changes(event, args):
             return
         with lock:
             left[0] -= 1
