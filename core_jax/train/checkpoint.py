@@ -7,6 +7,7 @@ The newest checkpoints are kept, never the best: the newest is the one to resume
 
 import contextlib
 import gc
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 Tree = Any
 
 BROKEN_DIR = "broken_checkpoints"
+_MARKER = "_CHECKPOINT_METADATA"  # orbax dates it when all is written
 _FIELDS = ("step", "params", "opt_state", "ema")
 
 
@@ -254,7 +256,15 @@ def _directory_of(workdir: epath.PathLike) -> epath.Path:
 
 
 def _metadata(path: epath.Path) -> Tree:
-    """Shapes and dtypes of a checkpoint."""
+    """Shapes and dtypes of a checkpoint.
+
+    Raises:
+        OSError: it was never committed, or its files are damaged.
+    """
+    # Orbax reads what it finds, also of a folder that was copied in part.
+    marker = json.loads((path / _MARKER).read_text())
+    if not marker.get("commit_timestamp_nsecs"):
+        raise OSError(f"{_MARKER} does not say that the save was finished")
     metadata = ocp.metadata(path).metadata
     if not metadata:  # orbax logs what is wrong with the files and returns None
         raise OSError("its metadata cannot be read")
