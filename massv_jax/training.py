@@ -212,7 +212,7 @@ def load_teacher(
 
 
 _UNUSED = ("decoding", "evaluation", "distill")
-_MAY_CHANGE = ("mesh", "log_every", "save_every", "keep")
+_MAY_CHANGE = ("mesh", "log_every", "save_every", "keep", "hang_seconds")
 _PATHS = ("target", "language_model", "drafter")
 
 
@@ -260,7 +260,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
     result = run_training(
         LoopConfig(
             total_steps=run.steps, log_every=run.log_every, save_every=run.save_every,
-            keep=run.keep,
+            keep=run.keep, hang_seconds=run.hang_seconds,
         ),
         state=job.state,
         step_fn=job.step_fn,

@@ -163,7 +163,7 @@ def _without_towers(frozen: dict[str, Any], experiment: Experiment) -> dict[str,
 def make_record(experiment: Experiment) -> RunRecord:
     """What must not change between a run's start and its resumption."""
     config = dataclasses.asdict(experiment)
-    may_change = ("mesh", "log_every", "save_every", "sample_every", "keep")
+    may_change = ("mesh", "log_every", "save_every", "sample_every", "keep", "hang_seconds")
     fixed = {k: v for k, v in config.items() if k not in ("evaluation", "sampling")}
     fixed["run"] = {k: v for k, v in config["run"].items() if k not in may_change}
     fixed["data"] = {k: v for k, v in config["data"].items() if k != "num_threads"}
@@ -196,7 +196,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
     return run_training(
         LoopConfig(
             total_steps=run.steps, log_every=run.log_every, save_every=run.save_every,
-            keep=run.keep,
+            keep=run.keep, hang_seconds=run.hang_seconds,
         ),
         state=job.state,
         step_fn=job.step_fn,

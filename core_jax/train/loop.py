@@ -25,6 +25,7 @@ from core_jax.train.metrics import MetricWriter, MultiWriter, default_writers
 from core_jax.train.preemption import PreemptionGuard
 from core_jax.train.run_record import RunRecord, decide_start, write_record
 from core_jax.train.state import TrainState
+from core_jax.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 Tree = Any
@@ -44,6 +45,8 @@ class LoopConfig:
         flops_per_step: arithmetic of one step over all devices, for the MFU. None asks the
             compiler, which counts the body of a scan (over layers or micro-batches) once and so
             gives a lower bound.
+        hang_seconds: after which a process that does not come further is named, and all end
+            (`core_jax.watchdog`); 0 waits for ever.
     """
 
     total_steps: int
@@ -52,6 +55,7 @@ class LoopConfig:
     keep: int = 2
     keep_every: int | None = None
     flops_per_step: float | None = None
+    hang_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +135,18 @@ def run_training(
     if not isinstance(writers, MultiWriter):
         writers = MultiWriter([writers])
     start_kind = decide_start(workdir, record)
+    watchdog = Watchdog(
+        workdir, seconds=config.hang_seconds, index=jax.process_index(), count=jax.process_count()
+    )
     with (
+        watchdog,
         PreemptionGuard() as guard,
         Checkpoints(
             workdir, every=config.save_every, keep=config.keep, keep_every=config.keep_every
         ) as checkpoints,
     ):
         if start_kind == "resume":
+            watchdog.at("reading the checkpoint")
             state = _restore(checkpoints, state)
         elif isinstance(state.step, jax.ShapeDtypeStruct):
             raise ValueError(f"{workdir} has no checkpoint: the state must be given in full")
@@ -145,7 +154,9 @@ def run_training(
         write_record(workdir, record, resumed_at=start if start_kind == "resume" else None)
         try:
             writers.start(start, config.total_steps)
-            loop = _Loop(config, step_fn, frozen, writers, hooks, batch_sharding, workdir)
+            loop = _Loop(
+                config, step_fn, frozen, writers, hooks, batch_sharding, workdir, watchdog
+            )  # fmt: skip
             return loop.run(state, start, make_batches, checkpoints, guard)
         finally:
             writers.close()
@@ -177,7 +188,9 @@ class _Loop:
         hooks: Sequence[Hook],
         batch_sharding: Sharding | None,
         workdir: str,
+        watchdog: Watchdog,
     ) -> None:
+        self.watchdog = watchdog
         self.config, self.frozen, self.writers, self.hooks = config, frozen, writers, hooks
         self.step_fn = step_fn if hasattr(step_fn, "lower") else jax.jit(step_fn, donate_argnums=0)
         self.batch_sharding, self.workdir = batch_sharding, workdir
@@ -212,6 +225,7 @@ class _Loop:
         batch, ids = self._next(batches, start)
         for step in range(start, total):
             done = step + 1
+            self.watchdog.at(f"step {step}")
             state, metrics = self._dispatch(state, batch)
             in_flight = (step, metrics, ids, _num_examples(batch))
             if done < total:
@@ -229,17 +243,20 @@ class _Loop:
                 # A step that went wrong must be known before anything is made of its state.
                 self._flush()
             if due_save:
+                self.watchdog.at(f"saving step {done}")
                 with _Pause(self):
                     checkpoints.save(done, state)
             self._run_hooks(done, state, due_hooks)
             if stop:
                 self._say_preempted(done)
+                self.watchdog.at(f"waiting for the save of step {done}")
                 checkpoints.wait()
                 return TrainResult(state, done, preempted=done < total)
         return TrainResult(state, total, preempted=False)
 
     def _next(self, batches: Iterator[Batch], step: int) -> tuple[Tree, Any]:
         """The next host batch, on the mesh, and its ids."""
+        self.watchdog.at(f"loading the batch of step {step}")
         try:
             batch = dict(next(batches))
         except StopIteration:
@@ -277,6 +294,7 @@ class _Loop:
         if self.pending is None:
             return
         (step, metrics, ids, num_examples), self.pending = self.pending, None
+        self.watchdog.at(f"the devices' result of step {step}")
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
         if values["nonfinite"]:
             self._raise_non_finite(step, values, ids)
@@ -323,6 +341,7 @@ class _Loop:
     def _run_hooks(self, step: int, state: TrainState, hooks: Sequence[Hook]) -> None:
         with _Pause(self):
             for hook in hooks:
+                self.watchdog.at(f"a sample sheet or evaluation after step {step}")
                 if scalars := hook.fn(step, state):
                     self.writers.write(step, scalars)
 
