@@ -226,6 +226,37 @@ def read_records(path: pathlib.Path, *, repair: bool = False) -> dict[str, dict[
     return records
 
 
+def check_settings(output: pathlib.Path, settings: Mapping[str, Any], *, replace: bool) -> None:
+    """Notes what captions are made with in `<output>.settings.json`, or compares with the note.
+
+    Args:
+      output: of the job.
+      settings: as JSON.
+      replace: all captions are made anew, so that nothing can be mixed.
+
+    Raises:
+      SourceError: the output was begun with other settings; all that differ are named.
+    """
+    file = output.with_name(f"{output.name}.settings.json")
+    if file.is_file() and not replace:
+        try:
+            old = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise SourceError(f"{file} is damaged; name another --output") from None
+        wrong = [
+            f"{name} was {old.get(name)!r:.20}, is {value!r:.20}"
+            for name, value in settings.items()
+            if old.get(name) != value
+        ]
+        if wrong:
+            raise SourceError(
+                f"{output} was begun with other settings: {'; '.join(wrong)}. Go on with those, "
+                "name another --output, or make all captions anew by --overwrite=replace"
+            )
+        return
+    write_whole(file, json.dumps(dict(settings), indent=1) + "\n")
+
+
 def shard_path(output: pathlib.Path, index: int, count: int) -> pathlib.Path:
     """Where one of `count` processes writes: the output itself, or a numbered file beside it."""
     if count == 1:

@@ -177,7 +177,7 @@ class Checkpoints:
             raise ResumeError(
                 f"checkpoint {path} does not fit what is being trained:\n  " + "\n  ".join(problems)
             )
-        if not _everywhere(tree is not None):
+        if not everywhere(tree is not None):
             reason = str(error).splitlines()[0][:300] if error else "another process failed"
             logger.warning(
                 "checkpoint %s is damaged and is left out (%s: %s)",
@@ -353,7 +353,7 @@ def _differences(saved: Tree, wanted: Tree) -> list[str]:
     ]
 
 
-def _everywhere(flag: bool) -> bool:
+def everywhere(flag: bool) -> bool:
     """Whether the flag is set in every process."""
     if jax.process_count() == 1:
         return flag

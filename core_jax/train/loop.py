@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from core_jax.train.checkpoint import Checkpoints
+from core_jax.train.checkpoint import Checkpoints, everywhere
 from core_jax.train.errors import NonFiniteError
 from core_jax.train.hardware import peak_flops
 from core_jax.train.metrics import MetricWriter, MultiWriter, default_writers
@@ -68,12 +68,15 @@ class Hook:
             keep no reference to it.
         at_start: also before the first step of a new run.
         at_end: also after the last step, whatever its number.
+        is_done: whether what it makes of a step is there already. A run that was stopped between
+            a save and its hooks makes up for those that say no when it goes on.
     """
 
     every: int
     fn: Callable[[int, TrainState], Mapping[str, float] | None]
     at_start: bool = False
     at_end: bool = True
+    is_done: Callable[[int], bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +219,8 @@ class _Loop:
     ) -> TrainResult:
         """The loop itself."""
         total = self.config.total_steps
+        if start:
+            self._run_hooks(start, state, self._missed_hooks(start))
         if start >= total:
             logger.warning("%s is already at step %d of %d", self.workdir, start, total)
             return TrainResult(state, start, preempted=False)
@@ -337,6 +342,11 @@ class _Loop:
     def _due_hooks(self, done: int) -> list[Hook]:
         is_last = done == self.config.total_steps
         return [h for h in self.hooks if done % h.every == 0 or (is_last and h.at_end)]
+
+    def _missed_hooks(self, step: int) -> list[Hook]:
+        """Due at a step that was saved, and never run; all processes run them, or none."""
+        due = [hook for hook in self._due_hooks(step) if hook.is_done is not None]
+        return [hook for hook in due if hook.is_done and not everywhere(hook.is_done(step))]
 
     def _run_hooks(self, step: int, state: TrainState, hooks: Sequence[Hook]) -> None:
         with _Pause(self):

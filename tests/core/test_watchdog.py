@@ -18,7 +18,8 @@ WORKER = """
 import pathlib, sys, time
 from core_jax.watchdog import Watchdog
 
-index, count, folder, fault = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3]), sys.argv[4]
+index, count, fault = int(sys.argv[1]), int(sys.argv[2]), sys.argv[4]
+folder = pathlib.Path(sys.argv[3])
 
 def read_a_mount_that_is_gone():
     time.sleep(60)
