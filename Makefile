@@ -3,6 +3,7 @@
 #   make demo SCALE=smoke   the same in about two minutes, without thresholds
 #   make results            all figures of the README again; resumable, two to three hours
 #   make test               the fast tests
+#   make chaos              kills every kind of job 200 times; resumable, hours on two cores
 PYTHON ?= python3.11
 VENV ?= .venv
 SCALE ?= full
@@ -15,11 +16,11 @@ TORCH = torch==2.13.0
 BIN = $(VENV)/bin
 RUN = HF_HUB_OFFLINE=1 $(BIN)/python
 
-.PHONY: help install install-test test test-slow lint demo results miniature clean
+.PHONY: help install install-test test test-slow lint demo results chaos miniature clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "targets: install install-test test test-slow lint demo results miniature clean"
+	@echo "targets: install install-test test test-slow lint demo results chaos miniature clean"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +56,11 @@ demo: install
 # The figures of the README: hours; what is finished is kept, so stop it when you like.
 results: install
 	$(RUN) -m miniature.results --scale=$(SCALE)
+
+# Every kind of job, killed, starved and damaged; what is finished is kept, so stop it when you like.
+KILLS ?= 200
+chaos: install-test
+	$(RUN) -m tests.chaos --root=runs/chaos --kills=$(KILLS) --document=docs/chaos.md
 
 # Trains the stand-ins again (up to four hours on two cores); they are shipped already.
 miniature: install

@@ -31,7 +31,6 @@ FILE_NAME = "run.json"
 CHECKPOINT_DIR = "checkpoints"
 # The hash of what `init_from` held, where frozen weights come from there.
 INIT_FROM = "init_from"
-_LATER = f"frozen_hashes.{INIT_FROM}"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
 
@@ -116,9 +115,11 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], workdir: str) -> No
         )
     problems = []
     for section in ("fingerprint", "frozen_hashes", "data_seed"):
-        before, now = _flat({section: old.get(section)}), _flat({section: new[section]})
-        if _LATER in now and _LATER not in before:  # a run of an earlier release
-            del now[_LATER]
+        recorded, wanted = old.get(section), new[section]
+        if section == "frozen_hashes" and INIT_FROM not in (recorded or {}):
+            # A run of an earlier release, which did not record it.
+            wanted = {name: value for name, value in wanted.items() if name != INIT_FROM}
+        before, now = _flat({section: recorded}), _flat({section: wanted})
         for key in sorted(before.keys() | now.keys()):
             if before.get(key, "absent") != now.get(key, "absent"):
                 was, want = before.get(key, "absent"), now.get(key, "absent")
