@@ -89,13 +89,13 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stop.set()
         if self._thread is None:
             return
+        if kind is not None and issubclass(kind, Exception) and self.count > 1:
+            self._say_who_is_silent()  # this one is heard of meanwhile
+        self._stop.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        if kind is not None and issubclass(kind, Exception) and self.count > 1:
-            self._say_who_is_silent()
         if self._stack is not None:
             self._stack.close()
         with contextlib.suppress(OSError):
@@ -191,6 +191,7 @@ class Watchdog:
 
     def _say_who_is_silent(self) -> None:
         """After an error that another process's death may be the cause of."""
+        self.at("its end, after an error")
         before = {i: peer.told for i, peer in self._peers.items()}
         time.sleep(3 * self.interval)
         self._look()

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # A loop without jax, so that processes start at once. The barrier is a file for each step, as a
 # collective would be: nobody goes on alone.
 WORKER = """
-import pathlib, sys, time
+import os, pathlib, signal, sys, time
 from core_jax.watchdog import Watchdog
 
 index, count, fault = int(sys.argv[1]), int(sys.argv[2]), sys.argv[4]
@@ -30,7 +30,11 @@ with Watchdog(folder, seconds=1.5, index=index, count=count) as watchdog:
         if index == 1 and step == 3 and fault == "hang":
             read_a_mount_that_is_gone()
         if index == 1 and step == 3 and fault == "die":
-            import os, signal
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == 0 and step == 3 and fault.startswith("raise"):
+            time.sleep(0.5)
+            raise RuntimeError("connection closed by peer")
+        if index == 1 and step == 3 and fault == "raise after a death":
             os.kill(os.getpid(), signal.SIGKILL)
         watchdog.at(f"step {step}")
         (folder / f"{step}-{index}").touch()
@@ -74,6 +78,18 @@ def test_the_one_that_hangs_or_died_is_named_by_the_others(tmp_path, fault):
             assert "read_a_mount_that_is_gone" in said[index]  # its stack, in the others' logs
     if fault == "hang":
         assert "read_a_mount_that_is_gone" in said[1]
+
+
+@pytest.mark.parametrize("fault", ["raise", "raise after a death"])
+def test_an_error_says_whose_death_it_may_come_from(tmp_path, fault):
+    processes = start(tmp_path, fault, 2)
+    said = [process.communicate(timeout=100)[0] for process in processes]
+    assert "RuntimeError: connection closed by peer" in said[0]
+    told = "gives no sign of life: look there first" in said[0]
+    assert told == (fault == "raise after a death")
+    if fault == "raise":  # and the other one does not wait for ever
+        assert processes[1].returncode == HUNG
+        assert "process 0 (" in said[1]
 
 
 def test_one_that_moves_is_left_alone_and_zero_watches_nothing(tmp_path):
