@@ -79,11 +79,10 @@ def _become(request: dict) -> None:
         os.environ.update(request["env"])
         module, *words = request["words"]
         if os.environ.get("CHAOS_FAULT"):
-            from tests.chaos.inject import sitecustomize
-
-            sitecustomize.install(os.environ["CHAOS_FAULT"])
+            importlib.import_module("tests.chaos.inject.sitecustomize")  # which installs itself
         sys.argv = [module, *words]
         status = 0
+        sys.modules.pop(module, None)  # imported ahead; `python -m` has it once, as __main__
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
