@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import time
 
+from core_jax.code_version import code_version
 from tests.chaos.faults import Fault, Measured, damage_newest, draw
 from tests.chaos.jobs import Job
 from tests.chaos.processes import Server
@@ -62,7 +63,8 @@ class Driver:
         if job.name in self.measured:
             return
         folder, log = self.folder(job), self.root / "log.txt"
-        note = folder.with_suffix(".measured.json")
+        code = code_version().sources  # of another version, files may differ by right
+        note = folder.with_name(f"{folder.name}.{code}.json")
         if not note.is_file():
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)

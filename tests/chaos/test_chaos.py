@@ -51,6 +51,7 @@ def test_a_full_disk_is_full_for_all_later_changes_too(tmp_path):
 
     script = """
 import errno, pathlib, sys
+from tests.chaos.inject import sitecustomize
 folder = pathlib.Path(sys.argv[1])
 sitecustomize.install(f"{errno.ENOSPC}:2:{folder}")
 pathlib.Path(sys.argv[2], "elsewhere").write_text("is not counted")
