@@ -19,6 +19,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from core_jax.files import storage_problem
 from core_jax.partition import flatten, path_str, unflatten
 from core_jax.sharding import abstract_like
 from core_jax.train.errors import NonFiniteError, ResumeError
@@ -81,11 +82,14 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.close()
-        except Exception:
+        except Exception as error:
             # Don't hide the error that ended the run behind one of closing.
             if kind is None:
                 raise
-            logger.exception("closing the checkpoints of %s failed", self.workdir)
+            told = storage_problem(error)
+            logger.error(
+                "closing the checkpoints of %s failed: %s", self.workdir, told, exc_info=not told
+            )
 
     def close(self) -> None:
         """Waits for a save in progress and raises if it failed."""
