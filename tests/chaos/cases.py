@@ -173,7 +173,8 @@ def _is_begun(folder: pathlib.Path) -> bool:
 
 
 def _is_clear(text: str) -> bool:
-    return "error: " in text and "Traceback" not in text
+    """Whether the command's last word is what is wrong; orbax's threads log tracebacks before."""
+    return "error: " in _last_line(text)
 
 
 def _said(text: str) -> str:
