@@ -5,6 +5,7 @@
 #   make test               the fast tests
 #   make plan               compiles for TPU pods what of docs/plans is stale; needs libtpu
 #   make plan-check         fails if a plan in docs/plans is stale; compiles nothing
+#   make chaos              kills every kind of job 200 times; resumable, hours on two cores
 PYTHON ?= python3.11
 VENV ?= .venv
 SCALE ?= full
@@ -18,7 +19,7 @@ BIN = $(VENV)/bin
 RUN = HF_HUB_OFFLINE=1 $(BIN)/python
 
 TARGETS = install install-test install-beam test test-slow lint plan plan-check demo results \
-  miniature clean
+  chaos miniature clean
 .PHONY: help $(TARGETS)
 
 help:
@@ -75,6 +76,11 @@ demo: install
 # The figures of the README: hours; what is finished is kept, so stop it when you like.
 results: install
 	$(RUN) -m miniature.results --scale=$(SCALE)
+
+# Every kind of job, killed, starved and damaged; what is finished is kept, so stop it when you like.
+KILLS ?= 200
+chaos: install-test
+	$(RUN) -m tests.chaos --root=runs/chaos --kills=$(KILLS) --document=docs/chaos.md
 
 # Trains the stand-ins again (up to four hours on two cores); they are shipped already.
 miniature: install

@@ -76,6 +76,7 @@ def run(steps: int, **changes) -> ConfigDict:
         "sample_every": 1000,
         "keep": 2,
         "init_from": "",
+        "hang_seconds": 1800.0,
     })  # fmt: skip
     config.ema_decay = placeholder(float)  # unset, but the command line can set it
     config.update(changes)

@@ -12,6 +12,7 @@ from absl import app, flags, logging
 
 from core_jax import distributed
 from core_jax.config import ConfigError, to_dataclass
+from core_jax.files import storage_problem
 
 
 def run_command(
@@ -65,8 +66,10 @@ def run_command(
                 told = _agreed_config(files.value, experiment, path)
                 try:
                     job(told, path)
-                except (*core_errors(), *errors) as error:
-                    raise SystemExit(f"error: {error}") from error
+                except Exception as error:
+                    if text := _users(error, (*core_errors(), *errors)):
+                        raise SystemExit(f"error: {text}") from error
+                    raise
         except (ConfigError, distributed.DistributedError, distributed.AllStop) as error:
             raise SystemExit(f"error: {error}") from error
 
@@ -168,6 +171,15 @@ def config_names(cls: type) -> set[str]:
             if dataclasses.is_dataclass(inner) and isinstance(inner, type):
                 names |= {f"{name}.{rest}" for rest in config_names(inner)}
     return names
+
+
+def _users(error: Exception, errors: tuple[type[BaseException], ...]) -> str:
+    """What a user can mend of an error; "" where it is ours and needs its traceback."""
+    if isinstance(error, errors):
+        return str(error)
+    if told := storage_problem(error):
+        return f"{told}. What is whole stays; the same command then goes on from it"
+    return ""
 
 
 def core_errors() -> tuple[type[BaseException], ...]:

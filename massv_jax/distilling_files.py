@@ -14,11 +14,11 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from core_jax.files import remove_unfinished, write_whole
 from massv_jax.answers import FORMAT, MANIFEST
 
 ANSWERS = "answers.jsonl"
@@ -108,6 +108,8 @@ class ChunkFolder:
             "succeeded": len(chunk.lines), **problems, "counts": dict(chunk.counts),
             "sha256": hashlib.sha256(data).hexdigest(),
         }  # fmt: skip
+        for file in (self._answers(chunk.number), self._manifest(chunk.number)):
+            remove_unfinished(file)
         write_whole(self._answers(chunk.number), data)
         write_whole(self._manifest(chunk.number), _dump(manifest))
 
@@ -212,24 +214,6 @@ def check_sums(sums: Mapping[str, int]) -> None:
             f"{found} of {sums['input']} instructions are accounted for ({dict(sums)}); the "
             "instruction file changed, or chunks of another run are in the folder"
         )
-
-
-def write_whole(path: pathlib.Path, data: bytes | Iterable[bytes]) -> None:
-    """Writes a file whole or, if the machine dies, not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as out:
-            out.writelines([data] if isinstance(data, bytes) else data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _dump(value: Any) -> bytes:

@@ -113,6 +113,8 @@ class RunConfig:
       keep: checkpoints kept.
       init_from: a workdir or drafter directory to start from; empty: a fresh projector and the
         hub's language model.
+      hang_seconds: after which a process that comes no further is named, and all end; longer than
+        the longest compilation and save. 0 waits for ever.
     """
 
     steps: int = 1
@@ -124,6 +126,7 @@ class RunConfig:
     save_every: int = 1000
     keep: int = 2
     init_from: str = ""
+    hang_seconds: float = 1800.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

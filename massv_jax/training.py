@@ -20,7 +20,7 @@ from core_jax.partition import cast_floating, split
 from core_jax.sharding import make_mesh
 from core_jax.train.loop import LoopConfig, TrainResult, run_training
 from core_jax.train.placement import PlacedStep, place_step
-from core_jax.train.run_record import RunRecord
+from core_jax.train.run_record import RunRecord, decide_start
 from core_jax.train.state import TrainState
 from core_jax.train.workdir import save_experiment
 from massv_jax import phase1, phase2
@@ -212,7 +212,7 @@ def load_teacher(
 
 
 _UNUSED = ("decoding", "evaluation", "distill")
-_MAY_CHANGE = ("mesh", "log_every", "save_every", "keep")
+_MAY_CHANGE = ("mesh", "log_every", "save_every", "keep", "hang_seconds")
 _PATHS = ("target", "language_model", "drafter")
 
 
@@ -243,6 +243,8 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
     binding = job.parts.binding
     source = open_training_source(experiment, binding)
     rows = make_rows(experiment, job.parts, job.processor)
+    record = make_record(experiment, binding)
+    decide_start(str(workdir), record)  # before anything is written
     if jax.process_index() == 0:
         save_experiment(workdir, experiment)
         print(_first_example(source, rows), flush=True)
@@ -258,14 +260,14 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
     result = run_training(
         LoopConfig(
             total_steps=run.steps, log_every=run.log_every, save_every=run.save_every,
-            keep=run.keep,
+            keep=run.keep, hang_seconds=run.hang_seconds,
         ),
         state=job.state,
         step_fn=job.step_fn,
         frozen=job.frozen,
         make_batches=batches,
         workdir=str(workdir),
-        record=make_record(experiment, binding),
+        record=record,
         batch_sharding=job.sharding,
     )  # fmt: skip
     if rows.log.faults or rows.log.refused:

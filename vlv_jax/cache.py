@@ -9,12 +9,14 @@ processes, each writes every n-th shard.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import os
 import pathlib
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from core_jax.data.bad import BadLog
 from core_jax.data.images import BadImage, Reason, decode_image
 from core_jax.data.sources import Source, open_source
+from core_jax.files import remove_unfinished, sync_folder, write_whole
 from core_jax.partition import flatten
 from core_jax.sharding import make_mesh
 from vlv_jax import networks as names
@@ -43,7 +46,7 @@ from vlv_jax.feature_cache import (
     read_manifest,
     settings_of,
     shard_names,
-    write_whole,
+    shard_problem,
 )
 from vlv_jax.host_work import Progress, map_ahead
 from vlv_jax.loading import cast_frozen, load_networks
@@ -177,7 +180,7 @@ def build_cache(
         "num_shards": count, "frozen": frozen,
     })  # fmt: skip
     own = range(process_index, count, process_count)
-    todo = [shard for shard in own if not (out / shard_names(shard, count)[1]).is_file()]
+    todo = [shard for shard in own if _is_todo(out, shard, count)]
     ranges = {
         s: range(s * examples_per_shard, min((s + 1) * examples_per_shard, len(source)))
         for s in todo
@@ -202,7 +205,15 @@ def build_cache(
         if log.met:
             reasons = ", ".join(f"{reason} {n}" for reason, n in log.counts.most_common())
             print(f"{log.met} images cannot be used: {reasons}", flush=True)
-    return sum(not (out / shard_names(shard, count)[1]).is_file() for shard in range(count))
+    return sum(bool(shard_problem(out, shard, count)) for shard in range(count))
+
+
+def _is_todo(out: pathlib.Path, shard: int, count: int) -> bool:
+    """Whether a shard is still to be made; a damaged one is said, and made anew."""
+    problem = shard_problem(out, shard, count)
+    if problem and (out / shard_names(shard, count)[1]).is_file():
+        print(f"{problem}: the shard is made anew", flush=True)
+    return bool(problem)
 
 
 def _checked(data: DataConfig, out: pathlib.Path) -> DataConfig:
@@ -285,7 +296,9 @@ def _write_shard(
             else:
                 yield row
 
-    temporary = out / f".{files[0]}.{os.getpid()}.tmp"
+    for name in files:  # of a process that was killed; nobody else writes this shard
+        remove_unfinished(out / name)
+    temporary = out / f".{files[0]}.{uuid.uuid4().hex[:12]}.tmp"
     # One record a group: random access reads nothing else. Features do not compress.
     writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     try:
@@ -295,13 +308,24 @@ def _write_shard(
                 ids.append(row.id)
             progress.add(len(block))
         writer.close()
+        _sync(temporary)
+        size = temporary.stat().st_size
         os.replace(temporary, out / files[0])
     except BaseException:
-        if writer.is_open():
-            writer.close()
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(RuntimeError):  # closing writes, too: on a full disk it fails
+            if writer.is_open():
+                writer.close()
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
-    write_whole(out / files[1], json.dumps({"ids": ids, "bad": bad}))
+    sync_folder(out)
+    write_whole(out / files[1], json.dumps({"ids": ids, "bad": bad, "bytes": size}))
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Puts a file on the disk before its name says that it is whole."""
+    with path.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def main() -> None:

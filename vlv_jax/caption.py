@@ -28,6 +28,7 @@ from vlv_jax.batches import ImageViews, sample_index
 from vlv_jax.caption_files import (
     Item,
     all_records,
+    check_settings,
     list_items,
     read_records,
     shard_path,
@@ -39,6 +40,8 @@ from vlv_jax.experiment import Experiment
 from vlv_jax.host_work import Progress, map_ahead
 from vlv_jax.inference import Captioner, load_for_command
 from vlv_jax.networks import PROJECTOR
+
+_DECIDING = ("num_beams", "temperature", "top_k", "top_p", "max_new_tokens", "seed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,7 @@ def caption_inputs(captioner: Captioner, job: CaptionJob) -> pathlib.Path:
         path = final
         read_records(path, repair=True)
         done = all_records(job.output)
+    check_settings(job.output, _settings(captioner), replace=job.overwrite == "replace")
     todo = [item for item in own if item.id not in done]
     _announce(len(own), len(todo), path)
     if job.overwrite == "skip":
@@ -112,6 +116,13 @@ def caption_inputs(captioner: Captioner, job: CaptionJob) -> pathlib.Path:
     return final
 
 
+def _settings(captioner: Captioner) -> dict[str, Any]:
+    """What captions follow from, beside the image; batch size and threads are not among it."""
+    sampling = dataclasses.asdict(captioner.sampling)
+    weights = tree_hash(captioner.params[PROJECTOR])  # small, and every captioner trains it
+    return {"weights": weights, **{name: sampling[name] for name in _DECIDING}}
+
+
 def _check_sidecars(texts: dict[str, pathlib.Path], inputs: Sequence[str]) -> None:
     given = {os.path.abspath(path) for path in inputs}
     for item_id, text in texts.items():
@@ -134,7 +145,7 @@ def _complete_sidecars(items: Sequence[Item], done: dict, texts: dict) -> None:
 
 def _fingerprint(captioner: Captioner, job: CaptionJob) -> str:
     """Tells replacements apart, so that only the same command goes on with a part."""
-    weights = tree_hash(captioner.params[PROJECTOR])  # small, and every captioner trains it
+    weights = tree_hash(captioner.params[PROJECTOR])
     content = [weights, dataclasses.asdict(captioner.sampling), list(job.inputs)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
 

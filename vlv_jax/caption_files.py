@@ -17,6 +17,7 @@ from core_jax.data.sources import (
     read_jsonl,
 )
 from core_jax.data.webdataset import WebdatasetSource
+from core_jax.files import write_whole
 
 _PATH_KEYS = ("file_name", "image", "file", "path")
 
@@ -194,9 +195,7 @@ def sidecar_paths(items: Iterable[Item]) -> dict[str, pathlib.Path]:
 
 def write_sidecar(path: pathlib.Path, caption: str) -> None:
     """Writes one text whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(caption + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, caption + "\n", sync=False)
 
 
 def read_records(path: pathlib.Path, *, repair: bool = False) -> dict[str, dict[str, Any]]:
@@ -225,6 +224,37 @@ def read_records(path: pathlib.Path, *, repair: bool = False) -> dict[str, dict[
     if repair and good < path.stat().st_size:
         os.truncate(path, good)
     return records
+
+
+def check_settings(output: pathlib.Path, settings: Mapping[str, Any], *, replace: bool) -> None:
+    """Notes what captions are made with in `<output>.settings.json`, or compares with the note.
+
+    Args:
+      output: of the job.
+      settings: as JSON.
+      replace: all captions are made anew, so that nothing can be mixed.
+
+    Raises:
+      SourceError: the output was begun with other settings; all that differ are named.
+    """
+    file = output.with_name(f"{output.name}.settings.json")
+    if file.is_file() and not replace:
+        try:
+            old = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise SourceError(f"{file} is damaged; name another --output") from None
+        wrong = [
+            f"{name} was {old.get(name)!r:.20}, is {value!r:.20}"
+            for name, value in settings.items()
+            if old.get(name) != value
+        ]
+        if wrong:
+            raise SourceError(
+                f"{output} was begun with other settings: {'; '.join(wrong)}. Go on with those, "
+                "name another --output, or make all captions anew by --overwrite=replace"
+            )
+        return
+    write_whole(file, json.dumps(dict(settings), indent=1) + "\n")
 
 
 def shard_path(output: pathlib.Path, index: int, count: int) -> pathlib.Path:

@@ -93,6 +93,8 @@ class RunConfig:
       log_every, save_every, sample_every: steps; sample_every 0 never samples.
       keep: checkpoints kept.
       init_from: a workdir or an exported directory to start from; empty: the hub's weights.
+      hang_seconds: after which a process that comes no further is named, and all end; longer than
+        the longest compilation, save and evaluation. 0 waits for ever.
     """
 
     steps: int
@@ -105,6 +107,7 @@ class RunConfig:
     sample_every: int = 1000
     keep: int = 2
     init_from: str = ""
+    hang_seconds: float = 1800.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

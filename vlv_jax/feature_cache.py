@@ -136,11 +136,28 @@ def shard_names(shard: int, count: int) -> tuple[str, str]:
     return f"{stem}.array_record", f"{stem}.json"
 
 
-def write_whole(path: pathlib.Path, content: str) -> None:
-    """Writes a file under another name and renames it, so that it is never half there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+def shard_problem(path: pathlib.Path, shard: int, count: int) -> str:
+    """Why a shard is not there whole; "" where it is.
+
+    A list of ids says how long its records are. One that does not (of an earlier release) is
+    believed.
+    """
+    records, listing = (path / name for name in shard_names(shard, count))
+    if not listing.is_file():
+        return f"{listing.name} is missing"
+    try:
+        entry = json.loads(listing.read_text("utf-8"))
+        ids, size = entry["ids"], entry.get("bytes")
+    except (ValueError, KeyError, TypeError):
+        return f"{listing.name} is damaged"
+    if not ids:
+        return ""
+    if not records.is_file():
+        return f"{records.name} is missing"
+    found = records.stat().st_size
+    if size is not None and found != size:
+        return f"{records.name} has {found} bytes, and {size} were written"
+    return ""
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
@@ -152,7 +169,12 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     file = path / MANIFEST
     if not file.is_file():
         raise CacheError(f"{path} is no cache: {MANIFEST} is missing. Run vlv_jax.cache first")
-    manifest = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise CacheError(
+            f"{file} is damaged; remove it, and run the same vlv_jax.cache command again"
+        ) from None
     if manifest.get("format") != FORMAT:
         raise CacheError(f"{path} has format {manifest.get('format')}, not {FORMAT}; write it anew")
     return manifest
@@ -178,11 +200,12 @@ class FeatureCache:
         )
         count = self.manifest["num_shards"]
         names = [shard_names(shard, count) for shard in range(count)]
-        missing = [listing for _, listing in names if not (self.path / listing).is_file()]
-        if missing:
+        problems = [found for i in range(count) if (found := shard_problem(self.path, i, count))]
+        if problems:
             raise CacheError(
-                f"{self.path} is not whole: {len(missing)} of {count} shards are missing. Run the "
-                "same vlv_jax.cache command again; it goes on where it stopped"
+                f"{self.path} is not whole: {len(problems)} of {count} shards are missing or "
+                f"damaged ({problems[0]}). Run the same vlv_jax.cache command again; it makes "
+                "those alone"
             )
         lists = [json.loads((self.path / listing).read_text("utf-8")) for _, listing in names]
         self._bad = {key: reason for entry in lists for key, reason in entry["bad"].items()}

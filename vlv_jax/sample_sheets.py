@@ -1,5 +1,6 @@
 """Pictures of progress: original | redrawn | caption, for the same images and seeds each time."""
 
+import io
 import pathlib
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from core_jax.data.pipeline import evaluation_batches
 from core_jax.data.sources import open_source
+from core_jax.files import write_whole
 from core_jax.partition import merge
 from vlv_jax.batches import make_transform, policy_of, views_of
 from vlv_jax.captioning import decode_texts, generate_captions
@@ -42,6 +44,15 @@ def draw_sheet(
             text = "\n".join(textwrap.wrap(captions[i], 66)[:9])
             draw.text((2 * _CELL + 3 * _GAP, top), text, fill="black")
     return sheet
+
+
+def _sheet_file(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    return workdir / "samples" / f"step-{step}.png"
+
+
+def has_sheet(workdir: pathlib.Path, step: int) -> bool:
+    """Whether the sheet of a step is there."""
+    return _sheet_file(workdir, step).is_file()
 
 
 def make_sample_hook(
@@ -91,8 +102,10 @@ def make_sample_hook(
             )  # fmt: skip
             captions = decode_texts(tokenizer, generated)
         if jax.process_index() == 0:
-            folder = workdir / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            draw_sheet(originals, np.asarray(redrawn), captions).save(folder / f"step-{step}.png")
+            file = _sheet_file(workdir, step)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            png = io.BytesIO()
+            draw_sheet(originals, np.asarray(redrawn), captions).save(png, "PNG")
+            write_whole(file, png.getvalue())
 
     return hook

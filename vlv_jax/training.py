@@ -1,6 +1,7 @@
 """Setting up and running a training job from an experiment."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -9,11 +10,11 @@ import jax
 
 from core_jax.data.pipeline import make_batches
 from core_jax.data.sources import open_source
-from core_jax.partition import split
+from core_jax.partition import split, tree_hash
 from core_jax.sharding import make_mesh
 from core_jax.train.loop import Hook, LoopConfig, TrainResult, run_training
 from core_jax.train.placement import PlacedStep, place_step
-from core_jax.train.run_record import RunRecord
+from core_jax.train.run_record import INIT_FROM, RunRecord, decide_start
 from core_jax.train.state import TrainState
 from core_jax.train.workdir import save_experiment
 from vlv_jax import networks as names
@@ -22,8 +23,8 @@ from vlv_jax.batches import make_transform, policy_of, views_of
 from vlv_jax.experiment import Experiment
 from vlv_jax.loading import Pieces, cast_frozen
 from vlv_jax.networks import Networks
-from vlv_jax.sample_sheets import make_sample_hook
-from vlv_jax.workdir import assemble, weights_hash
+from vlv_jax.sample_sheets import has_sheet, make_sample_hook
+from vlv_jax.workdir import assemble, is_export, trained_params, weights_hash
 
 
 def trainable_patterns(experiment: Experiment) -> tuple[str, ...]:
@@ -163,12 +164,19 @@ def _without_towers(frozen: dict[str, Any], experiment: Experiment) -> dict[str,
 def make_record(experiment: Experiment) -> RunRecord:
     """What must not change between a run's start and its resumption."""
     config = dataclasses.asdict(experiment)
-    may_change = ("mesh", "log_every", "save_every", "sample_every", "keep")
+    may_change = ("mesh", "log_every", "save_every", "sample_every", "keep", "hang_seconds")
     fixed = {k: v for k, v in config.items() if k not in ("evaluation", "sampling")}
     fixed["run"] = {k: v for k, v in config["run"].items() if k not in may_change}
     fixed["data"] = {k: v for k, v in config["data"].items() if k != "num_threads"}
     fixed["model"] = {k: v for k, v in config["model"].items() if k not in ("execution", *_PATHS)}
     hashes = {p: weights_hash(config["model"][p]) for p in _PATHS if config["model"][p]}
+    if source := experiment.run.init_from:
+        # The bridge and the towers of the run before are frozen here, in no checkpoint, and read
+        # again at every start: that run must not have gone on meanwhile.
+        path = pathlib.Path(source)
+        hashes[INIT_FROM] = (
+            weights_hash(path) if is_export(path) else tree_hash(trained_params(path))
+        )
     return RunRecord(
         fingerprint=fixed,
         data_seed=experiment.run.seed,
@@ -184,6 +192,7 @@ _PATHS = ("florence2", "diffusion", "language_model")
 def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
     """Trains, or continues training, in a working directory."""
     record = make_record(experiment)
+    decide_start(str(workdir), record)  # before anything is loaded or written
     job = build_job(experiment)
     if jax.process_index() == 0:
         save_experiment(workdir, experiment)
@@ -191,11 +200,12 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
     hooks = []
     if run.sample_every:
         hook = make_sample_hook(experiment, job.networks, job.frozen, job.pieces, workdir)
-        hooks.append(Hook(run.sample_every, hook, at_end=True))
+        is_done = functools.partial(has_sheet, workdir)
+        hooks.append(Hook(run.sample_every, hook, at_end=True, is_done=is_done))
     return run_training(
         LoopConfig(
             total_steps=run.steps, log_every=run.log_every, save_every=run.save_every,
-            keep=run.keep,
+            keep=run.keep, hang_seconds=run.hang_seconds,
         ),
         state=job.state,
         step_fn=job.step_fn,

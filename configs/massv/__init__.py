@@ -145,4 +145,5 @@ def _run(variant: str, task: str) -> dict[str, Any]:
         "steps": 2180, "seed": 42, "grad_accum": 1,
         "mesh": {"data": -1} if mini else mesh,
         "log_every": 20, "save_every": 100 if mini else 500, "keep": 2, "init_from": "",
+        "hang_seconds": 1800.0,
     }  # fmt: skip

@@ -7,6 +7,7 @@ The newest checkpoints are kept, never the best: the newest is the one to resume
 
 import contextlib
 import gc
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from core_jax.files import storage_problem
 from core_jax.partition import flatten, path_str, unflatten
 from core_jax.sharding import abstract_like
 from core_jax.train.errors import NonFiniteError, ResumeError
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 Tree = Any
 
 BROKEN_DIR = "broken_checkpoints"
+_MARKER = "_CHECKPOINT_METADATA"  # orbax dates it when all is written
 _FIELDS = ("step", "params", "opt_state", "ema")
 
 
@@ -79,11 +82,14 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.close()
-        except Exception:
+        except Exception as error:
             # Don't hide the error that ended the run behind one of closing.
             if kind is None:
                 raise
-            logger.exception("closing the checkpoints of %s failed", self.workdir)
+            told = storage_problem(error)
+            logger.error(
+                "closing the checkpoints of %s failed: %s", self.workdir, told, exc_info=not told
+            )
 
     def close(self) -> None:
         """Waits for a save in progress and raises if it failed."""
@@ -175,7 +181,7 @@ class Checkpoints:
             raise ResumeError(
                 f"checkpoint {path} does not fit what is being trained:\n  " + "\n  ".join(problems)
             )
-        if not _everywhere(tree is not None):
+        if not everywhere(tree is not None):
             reason = str(error).splitlines()[0][:300] if error else "another process failed"
             logger.warning(
                 "checkpoint %s is damaged and is left out (%s: %s)",
@@ -254,7 +260,15 @@ def _directory_of(workdir: epath.PathLike) -> epath.Path:
 
 
 def _metadata(path: epath.Path) -> Tree:
-    """Shapes and dtypes of a checkpoint."""
+    """Shapes and dtypes of a checkpoint.
+
+    Raises:
+        OSError: it was never committed, or its files are damaged.
+    """
+    # Orbax reads what it finds, also of a folder that was copied in part.
+    marker = json.loads((path / _MARKER).read_text())
+    if not marker.get("commit_timestamp_nsecs"):
+        raise OSError(f"{_MARKER} does not say that the save was finished")
     metadata = ocp.metadata(path).metadata
     if not metadata:  # orbax logs what is wrong with the files and returns None
         raise OSError("its metadata cannot be read")
@@ -343,7 +357,7 @@ def _differences(saved: Tree, wanted: Tree) -> list[str]:
     ]
 
 
-def _everywhere(flag: bool) -> bool:
+def everywhere(flag: bool) -> bool:
     """Whether the flag is set in every process."""
     if jax.process_count() == 1:
         return flag

@@ -18,13 +18,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from core_jax.train.checkpoint import Checkpoints
+from core_jax.train.checkpoint import Checkpoints, everywhere
 from core_jax.train.errors import NonFiniteError
 from core_jax.train.hardware import peak_flops
 from core_jax.train.metrics import MetricWriter, MultiWriter, default_writers
 from core_jax.train.preemption import PreemptionGuard
 from core_jax.train.run_record import RunRecord, decide_start, write_record
 from core_jax.train.state import TrainState
+from core_jax.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 Tree = Any
@@ -44,6 +45,8 @@ class LoopConfig:
         flops_per_step: arithmetic of one step over all devices, for the MFU. None asks the
             compiler, which counts the body of a scan (over layers or micro-batches) once and so
             gives a lower bound.
+        hang_seconds: after which a process that does not come further is named, and all end
+            (`core_jax.watchdog`); 0 waits for ever.
     """
 
     total_steps: int
@@ -52,6 +55,7 @@ class LoopConfig:
     keep: int = 2
     keep_every: int | None = None
     flops_per_step: float | None = None
+    hang_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +68,15 @@ class Hook:
             keep no reference to it.
         at_start: also before the first step of a new run.
         at_end: also after the last step, whatever its number.
+        is_done: whether what it makes of a step is there already. A run that was stopped between
+            a save and its hooks makes up for those that say no when it goes on.
     """
 
     every: int
     fn: Callable[[int, TrainState], Mapping[str, float] | None]
     at_start: bool = False
     at_end: bool = True
+    is_done: Callable[[int], bool] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +138,18 @@ def run_training(
     if not isinstance(writers, MultiWriter):
         writers = MultiWriter([writers])
     start_kind = decide_start(workdir, record)
+    watchdog = Watchdog(
+        workdir, seconds=config.hang_seconds, index=jax.process_index(), count=jax.process_count()
+    )
     with (
+        watchdog,
         PreemptionGuard() as guard,
         Checkpoints(
             workdir, every=config.save_every, keep=config.keep, keep_every=config.keep_every
         ) as checkpoints,
     ):
         if start_kind == "resume":
+            watchdog.at("reading the checkpoint")
             state = _restore(checkpoints, state)
         elif isinstance(state.step, jax.ShapeDtypeStruct):
             raise ValueError(f"{workdir} has no checkpoint: the state must be given in full")
@@ -145,7 +157,9 @@ def run_training(
         write_record(workdir, record, resumed_at=start if start_kind == "resume" else None)
         try:
             writers.start(start, config.total_steps)
-            loop = _Loop(config, step_fn, frozen, writers, hooks, batch_sharding, workdir)
+            loop = _Loop(
+                config, step_fn, frozen, writers, hooks, batch_sharding, workdir, watchdog
+            )  # fmt: skip
             return loop.run(state, start, make_batches, checkpoints, guard)
         finally:
             writers.close()
@@ -177,7 +191,9 @@ class _Loop:
         hooks: Sequence[Hook],
         batch_sharding: Sharding | None,
         workdir: str,
+        watchdog: Watchdog,
     ) -> None:
+        self.watchdog = watchdog
         self.config, self.frozen, self.writers, self.hooks = config, frozen, writers, hooks
         self.step_fn = step_fn if hasattr(step_fn, "lower") else jax.jit(step_fn, donate_argnums=0)
         self.batch_sharding, self.workdir = batch_sharding, workdir
@@ -203,6 +219,8 @@ class _Loop:
     ) -> TrainResult:
         """The loop itself."""
         total = self.config.total_steps
+        if start:
+            self._run_hooks(start, state, self._missed_hooks(start))
         if start >= total:
             logger.warning("%s is already at step %d of %d", self.workdir, start, total)
             return TrainResult(state, start, preempted=False)
@@ -212,6 +230,7 @@ class _Loop:
         batch, ids = self._next(batches, start)
         for step in range(start, total):
             done = step + 1
+            self.watchdog.at(f"step {step}")
             state, metrics = self._dispatch(state, batch)
             in_flight = (step, metrics, ids, _num_examples(batch))
             if done < total:
@@ -229,17 +248,20 @@ class _Loop:
                 # A step that went wrong must be known before anything is made of its state.
                 self._flush()
             if due_save:
+                self.watchdog.at(f"saving step {done}")
                 with _Pause(self):
                     checkpoints.save(done, state)
             self._run_hooks(done, state, due_hooks)
             if stop:
                 self._say_preempted(done)
+                self.watchdog.at(f"waiting for the save of step {done}")
                 checkpoints.wait()
                 return TrainResult(state, done, preempted=done < total)
         return TrainResult(state, total, preempted=False)
 
     def _next(self, batches: Iterator[Batch], step: int) -> tuple[Tree, Any]:
         """The next host batch, on the mesh, and its ids."""
+        self.watchdog.at(f"loading the batch of step {step}")
         try:
             batch = dict(next(batches))
         except StopIteration:
@@ -277,6 +299,7 @@ class _Loop:
         if self.pending is None:
             return
         (step, metrics, ids, num_examples), self.pending = self.pending, None
+        self.watchdog.at(f"the devices' result of step {step}")
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
         if values["nonfinite"]:
             self._raise_non_finite(step, values, ids)
@@ -320,9 +343,15 @@ class _Loop:
         is_last = done == self.config.total_steps
         return [h for h in self.hooks if done % h.every == 0 or (is_last and h.at_end)]
 
+    def _missed_hooks(self, step: int) -> list[Hook]:
+        """Due at a step that was saved, and never run; all processes run them, or none."""
+        due = [hook for hook in self._due_hooks(step) if hook.is_done is not None]
+        return [hook for hook in due if hook.is_done and not everywhere(hook.is_done(step))]
+
     def _run_hooks(self, step: int, state: TrainState, hooks: Sequence[Hook]) -> None:
         with _Pause(self):
             for hook in hooks:
+                self.watchdog.at(f"a sample sheet or evaluation after step {step}")
                 if scalars := hook.fn(step, state):
                     self.writers.write(step, scalars)
 

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from core_jax.files import write_whole
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +50,11 @@ class JsonlWriter:
         del total_steps
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in self._lines() if line.get("step", 0) <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if self._path.exists() and "://" not in os.fspath(self._path):
+            write_whole(self._path, text)  # the lines of days, on a disk that may be full
+        else:
+            self._path.write_text(text)
         self._file = self._path.open("a")
 
     def _lines(self) -> list[dict[str, Any]]:

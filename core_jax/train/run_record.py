@@ -15,6 +15,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -23,10 +24,13 @@ import jax
 from etils import epath
 
 from core_jax.code_version import code_version
+from core_jax.files import write_whole
 from core_jax.train.errors import ResumeError
 
 FILE_NAME = "run.json"
 CHECKPOINT_DIR = "checkpoints"
+# The hash of what `init_from` held, where frozen weights come from there.
+INIT_FROM = "init_from"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
 
 
@@ -88,8 +92,18 @@ def decide_start(workdir: str, record: RunRecord) -> Literal["resume", "warm", "
             f"{workdir} has checkpoints but no {FILE_NAME}, so nothing says what they were made "
             f"from. Put the file back, or use a new --workdir"
         )
-    _compare(json.loads(path.read_text()), record.to_json(), workdir)
+    _compare(_read(path), record.to_json(), workdir)
     return "resume"
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ResumeError(
+            f"{path} is damaged ({error}), so nothing says what the checkpoints beside it were "
+            "made from. Put a copy of the file back, or use a new --workdir"
+        ) from None
 
 
 def _compare(old: Mapping[str, Any], new: Mapping[str, Any], workdir: str) -> None:
@@ -101,7 +115,11 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], workdir: str) -> No
         )
     problems = []
     for section in ("fingerprint", "frozen_hashes", "data_seed"):
-        before, now = _flat({section: old.get(section)}), _flat({section: new[section]})
+        recorded, wanted = old.get(section), new[section]
+        if section == "frozen_hashes" and INIT_FROM not in (recorded or {}):
+            # A run of an earlier release, which did not record it.
+            wanted = {name: value for name, value in wanted.items() if name != INIT_FROM}
+        before, now = _flat({section: recorded}), _flat({section: wanted})
         for key in sorted(before.keys() | now.keys()):
             if before.get(key, "absent") != now.get(key, "absent"):
                 was, want = before.get(key, "absent"), now.get(key, "absent")
@@ -144,10 +162,11 @@ def write_record(workdir: str, record: RunRecord, *, resumed_at: int | None) -> 
     }
     starts = []
     if resumed_at is not None:
-        starts = json.loads(path.read_text()).get("starts", [])
+        starts = _read(path).get("starts", [])
     content = {"format": 1, **record.to_json(), "starts": [*starts, now]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Never half a file: write beside it, then rename.
-    temporary = path.parent / (FILE_NAME + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    temporary.replace(path)
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    if "://" in os.fspath(path):
+        path.write_text(text)  # object stores know no halves
+    else:
+        write_whole(path, text)

@@ -5,6 +5,7 @@ import json
 import pathlib
 from typing import Any
 
+from core_jax.files import write_whole
 from core_jax.train.run_record import CHECKPOINT_DIR
 
 EXPERIMENT_FILE = "experiment.json"
@@ -15,10 +16,13 @@ class WorkdirError(ValueError):
 
 
 def save_experiment(workdir: pathlib.Path, experiment: Any) -> None:
-    """Writes the resolved config, from which every later command finds the run's networks."""
+    """Writes the resolved config, from which every later command finds the run's networks.
+
+    Only once `decide_start` has said that the run may go on: a refused config must leave nothing.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     content = json.dumps(dataclasses.asdict(experiment), indent=2, sort_keys=True)
-    (workdir / EXPERIMENT_FILE).write_text(content + "\n")
+    write_whole(workdir / EXPERIMENT_FILE, content + "\n")
 
 
 def newest_step(path: pathlib.Path) -> int | None:

@@ -12,9 +12,9 @@ import numpy as np
 
 from core_jax.decode.sampling import SamplingRule
 from core_jax.evaluation.provenance import command_facts, from_here
+from core_jax.files import write_whole
 from core_jax.train.run_record import versions
 from massv_jax.binding import bind
-from massv_jax.distilling_files import write_whole
 from massv_jax.evaluation.acceptance import Measured, measure
 from massv_jax.evaluation.forced import compare_on_answers, read_distributions
 from massv_jax.evaluation.kernel import check_kernel

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import shutil
 
@@ -243,6 +244,28 @@ def test_a_killed_job_goes_on_where_it_stopped(world, tmp_path, monkeypatch, cap
     with pytest.raises(CacheError, match="dtype"):
         build_cache(world.experiment(), tmp_path, **options | {"dtype": "bfloat16"})
     assert "images/s" in capsys.readouterr().out
+
+
+DAMAGE = {
+    "cut short": lambda records, listing: os.truncate(records, records.stat().st_size // 2),
+    "records gone": lambda records, listing: records.unlink(),
+    "list torn": lambda records, listing: listing.write_text('{"ids": ["a'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_shard_is_named_and_made_anew(world, tmp_path, damage, capsys):
+    out, options = tmp_path / "out", OPTIONS | {"dtype": "float32"}
+    shutil.copytree(world.float32, out)
+    files = [out / name for name in shard_names(1, 3)]
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / f".{files[0].name}.0123456789ab.tmp").touch()  # of a process that was killed
+    DAMAGE[damage](*files)
+    with pytest.raises(CacheError, match=r"1 of 3 shards are missing or damaged \(features-00001"):
+        FeatureCache(out)
+    assert build_cache(world.experiment(), out, **options) == 0
+    assert "the shard is made anew" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
 
 
 def test_processes_share_the_shards(world, tmp_path):

@@ -76,6 +76,10 @@ def test_sampled_captions_depend_on_neither_batch_nor_kill(captioner, images, tm
         captioner, sampling=dataclasses.replace(captioner.sampling, seed=5)
     )
     assert run(captioner, images, tmp_path / "d.jsonl") != whole
+    # Captions of two settings are not mixed in one file, unless all are made anew.
+    with pytest.raises(SourceError, match=r"a\.jsonl was begun with other settings: seed was"):
+        run(captioner, images, tmp_path / "a.jsonl")
+    assert run(captioner, images, tmp_path / "a.jsonl", overwrite="replace") != whole
 
 
 def test_what_the_output_has_is_skipped_or_replaced(captioner, images, tmp_path, monkeypatch):

@@ -7,9 +7,13 @@ import pytest
 
 from core_jax.config import to_dataclass
 from core_jax.partition import flatten
+from core_jax.train.errors import ResumeError
+from core_jax.train.run_record import write_record
+from core_jax.train.workdir import save_experiment
+from vlv_jax import training
 from vlv_jax.experiment import Experiment
 from vlv_jax.inference import Autoencoder, Captioner
-from vlv_jax.training import build_job, train
+from vlv_jax.training import build_job, make_record, train
 
 
 def experiment(tiny_hub, **options) -> Experiment:
@@ -29,6 +33,22 @@ def test_stage1_trains_exactly_the_paper_s_leaves(tiny_hub):
     frozen = set(flatten(job.frozen))
     assert "florence2/language_model/shared/embedding" in frozen
     assert {n.split("/")[0] for n in frozen} == {"florence2", "text_encoder", "unet", "vae"}
+
+
+def test_a_refused_config_leaves_the_run_as_it_was(tiny_hub, tmp_path, monkeypatch):
+    """Before anything is loaded; what later commands read of the run is still the run's."""
+    first = experiment(tiny_hub)
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    save_experiment(tmp_path, first)
+    write_record(str(tmp_path), make_record(first), resumed_at=None)
+    monkeypatch.setattr(training, "build_job", lambda _: pytest.fail("networks were loaded"))
+    before = (tmp_path / "experiment.json").read_bytes()
+    other = experiment(tiny_hub, seed=2)
+    with pytest.raises(ResumeError, match=r"run\.seed: was 1, now 2"):
+        train(other, tmp_path)
+    assert (tmp_path / "experiment.json").read_bytes() == before
+    save_experiment(tmp_path, other)  # the twin
+    assert (tmp_path / "experiment.json").read_bytes() != before
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -164,6 +165,10 @@ DAMAGE = {
     "truncated": lambda d: os.truncate(largest_file(d), largest_file(d).stat().st_size // 2),
     "missing": lambda d: largest_file(d).unlink(),
     "no manifest": lambda d: (d / "state/manifest.ocdbt").unlink(),
+    "no marker": lambda d: [file.unlink() for file in d.glob("*") if file.is_file()],
+    "no half of the marker": lambda d: (d / "_CHECKPOINT_METADATA").unlink(),
+    "torn marker": lambda d: (d / "_CHECKPOINT_METADATA").write_text("{"),
+    "empty folder": lambda d: shutil.rmtree(d) or d.mkdir(),
     "broken json": lambda d: (d / "state/_METADATA").write_text("{"),
 }
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pathlib
@@ -267,6 +268,14 @@ def test_record_guards_resumption(tmp_path):
     with pytest.raises(ResumeError, match="init_from"):
         train(tmp_path, 4, record=RunRecord(fingerprint={"lr": 1}, init_from="elsewhere"))
     assert train(tmp_path, 4, record=RunRecord(fingerprint={"lr": 1})).step == 4
+    # What init_from held is compared where it was recorded; earlier releases did not.
+    hashed = RunRecord(fingerprint={"lr": 1}, frozen_hashes={"init_from": "a"})
+    assert train(tmp_path, 5, record=hashed).step == 5
+    with pytest.raises(ResumeError, match=r"frozen_hashes\.init_from: was"):
+        train(tmp_path, 6, record=dataclasses.replace(hashed, frozen_hashes={"init_from": "b"}))
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ResumeError, match=r"run\.json is damaged"):
+        train(tmp_path, 6, record=hashed)
 
 
 def test_failing_writer_does_not_stop_training(tmp_path):
