@@ -34,7 +34,7 @@ from core_jax.data.prepare_job import (
     save_exclusion,
     source_parts,
     units_of,
-    write_atomically,
+    write_into,
 )  # fmt: skip
 from core_jax.data.prepare_options import (
     Options,
@@ -133,7 +133,7 @@ def _begin(job: Job, what: dict[str, Any], options: Options) -> None:
         temporary.unlink(missing_ok=True)  # of a killed run
     if not (job.work / "what.json").exists():
         save_exclusion(job.work, read_exclusion(options))
-        write_atomically(job.work / "what.json", json.dumps(what).encode())
+        write_into(job.work / "what.json", json.dumps(what).encode())
 
 
 def _count(
@@ -205,7 +205,7 @@ def _finish(
         "unreadable_files": unreadable,
         "what": what,
     }
-    write_atomically(
+    write_into(
         job.path / f"prepare-{job.split}.json", (json.dumps(summary, indent=1) + "\n").encode()
     )
     shutil.rmtree(job.work)

@@ -14,9 +14,7 @@ import functools
 import hashlib
 import itertools
 import json
-import os
-import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -48,6 +46,7 @@ from core_jax.data.sources import (
     list_files,
     open_source,
 )  # fmt: skip
+from core_jax.files import write_whole
 
 
 class PrepareError(ValueError):
@@ -116,7 +115,7 @@ class Job:
                 result = {"length": 0}
             except SourceError as error:
                 result = {"problem": str(error)}
-            write_atomically(file, json.dumps(result).encode())
+            write_into(file, json.dumps(result).encode())
 
     def count_file(self, part: int) -> Path:
         """Where the length of a part is kept."""
@@ -140,7 +139,7 @@ class Job:
         table = pa.table({name: [getattr(look, name) for look in looks] for name in fields})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        write_atomically(file, sink.getvalue().to_pybytes())
+        write_into(file, sink.getvalue().to_pybytes())
 
     def look_file(self, unit: Unit) -> Path:
         """Where the looks of a unit are kept."""
@@ -213,7 +212,7 @@ class Job:
         account(len(records), len(kept), counts)
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in dropped)
         listing = self.dropped_folder / f"{shard:05d}-of-{shards:05d}.jsonl"
-        write_atomically(listing, text.encode())
+        write_into(listing, text.encode())
         picked = _Picked(self.parts, starts, kept, self.limits)
         file = self.shard_file(shard, shards)
         writer = ShardWriter(picked, self.limits, drop_bad=False, num_threads=self.threads)
@@ -224,7 +223,7 @@ class Job:
             "kept": length, "dropped": counts, "bytes": file.stat().st_size,
             "kept_without_watermark_score": sum(record[3] for record in kept),
         }  # fmt: skip
-        write_atomically(self.report_file(shard), json.dumps(report, sort_keys=True).encode())
+        write_into(self.report_file(shard), json.dumps(report, sort_keys=True).encode())
 
 
 def choose(
@@ -350,7 +349,7 @@ def save_exclusion(work: Path, exclusion: Exclusion) -> None:
     for name, column in columns.items():
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table({name: column}), sink)
-        write_atomically(work / f"exclude-{name}.parquet", sink.getvalue().to_pybytes())
+        write_into(work / f"exclude-{name}.parquet", sink.getvalue().to_pybytes())
 
 
 @functools.lru_cache(maxsize=2)
@@ -367,13 +366,7 @@ def load_exclusion(work: Path) -> Exclusion:
     )  # fmt: skip
 
 
-def write_atomically(file: Path, data: bytes, rename: Callable[..., None] = os.replace) -> None:
-    """Writes under another name and renames; whoever reads finds the whole file or none."""
+def write_into(file: Path, data: bytes) -> None:
+    """`write_whole`, and the folder it goes to."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_bytes(data)
-        rename(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(file, data)
