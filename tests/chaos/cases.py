@@ -124,7 +124,7 @@ class Driver:
         statuses = running.wait(SECONDS)
         hit = hit or statuses[fault.victim] == -9
         text = log.read_text(errors="replace")
-        if fault.kind == "errno" and statuses[fault.victim] not in (0, -9) and not _is_clear(text):
+        if fault.kind == "errno" and statuses[fault.victim] not in (0, -9) and not is_clear(text):
             wrong.append(f"{fault}: not said clearly: {_last_line(text)}")
         if not fault.signal and fault.kind == "errno" and any(statuses):
             return f"ended {statuses}: {_said(text)}", False
@@ -141,7 +141,7 @@ class Driver:
         text = log.read_text(errors="replace")
         if all(status == 0 for status in statuses):
             wrong.append("another config was taken without a word")
-        elif job.named not in text or not _is_clear(text):
+        elif not is_clear(text) or job.named not in text[text.rindex("error: ") :]:
             wrong.append(f"another config was refused without naming {job.named}")
         return f"ended {statuses}: {_said(text)}"
 
@@ -172,9 +172,13 @@ def _is_begun(folder: pathlib.Path) -> bool:
     )
 
 
-def _is_clear(text: str) -> bool:
-    """Whether the command's last word is what is wrong; orbax's threads log tracebacks before."""
-    return "error: " in _last_line(text)
+def is_clear(text: str) -> bool:
+    """Whether the command's last word is what is wrong; orbax's threads log tracebacks before.
+
+    The word may take several lines, of all settings that differ, say.
+    """
+    _, said, after = text.rpartition("error: ")
+    return bool(said) and "Traceback" not in after
 
 
 def _said(text: str) -> str:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.chaos.cases import Driver
+from tests.chaos.cases import Driver, is_clear
 from tests.chaos.faults import Fault, Measured, damage_newest, draw
 from tests.chaos.jobs import JOBS, find_job
 from tests.chaos.processes import ROOT, Server
@@ -73,6 +73,13 @@ for name in ("three", "four"):
     )  # fmt: skip
     assert done.stdout.split() == ["three", "1", "four", "1"], done.stderr
     assert sorted(path.name for path in inside.iterdir()) == ["one", "two"]
+
+
+def test_whatis_clear():
+    several = "Traceback (of a thread)\nOSError: full\nerror: other settings:\n  seed is 1, not 2\n"
+    assert is_clear(several)
+    assert not is_clear("error: of a thread\nTraceback (most recent call last):\nKeyError: 1\n")
+    assert not is_clear("Traceback (most recent call last):\nKeyError: 1\n")
 
 
 @pytest.mark.slow
