@@ -72,7 +72,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
-        "beam": ["apache-beam>=2.70,<3"],  # large TFDS conversions
+        "beam": ["apache-beam>=2.70,<3"],  # core_jax.data.prepare
         "test": TEST,
     },
 )
