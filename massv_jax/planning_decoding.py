@@ -24,11 +24,11 @@ from core_jax.models.gemma3 import Gemma3Config
 from core_jax.models.presets import abstract_model, find_config
 from core_jax.models.qwen2_5_vl.packing import WINDOW_BUCKETS, ImageBatch, num_windows
 from core_jax.partition import cast_floating
-from core_jax.sharding import abstract_like
+from core_jax.sharding import DEFAULT_RULES, abstract_like
 from massv_jax.drafter import LANGUAGE_MODEL, PROJECTOR, Drafter
 from massv_jax.drafter_config import DrafterConfig
 from massv_jax.experiment import Experiment
-from massv_jax.placing import data_parallel, target_options
+from massv_jax.placing import data_parallel
 from massv_jax.planning import abstract_config
 from massv_jax.projector import init_projector
 from massv_jax.speculative.drafting import NetworkProposer
@@ -132,16 +132,9 @@ def _target_params(experiment: Experiment, mesh: Mesh | None) -> Any:
     path = experiment.model.target
     family, _ = find_config(path)
     shapes = abstract_model(path)[1]
-    # The directory has a config.json wherever such a target runs, if not on this machine.
-    rules = target_options(path, mesh).get("rules") or _default_rules(mesh)
-    shardings = mesh and model_shardings(family, shapes, mesh, rules)
+    # What massv_jax.placing.target_options says wherever the directory is there.
+    shardings = mesh and model_shardings(family, shapes, mesh, DEFAULT_RULES)
     return _placed(shapes, experiment.model.frozen_dtype, shardings)
-
-
-def _default_rules(mesh: Mesh | None) -> Any:
-    from core_jax.sharding import DEFAULT_RULES
-
-    return None if mesh is None else DEFAULT_RULES
 
 
 def _drafter_params(experiment: Experiment, config: DrafterConfig, mesh: Mesh | None) -> Any:

@@ -64,8 +64,8 @@ def state_shardings(
         A `TrainState` of shardings.
     """
     one_copy = NamedSharding(mesh, PartitionSpec())
-    of_path = {tuple(path): sharding for path, sharding in _with_paths(param_shardings)}
-    shapes = {tuple(path): x.shape for path, x in _with_paths(abstract_state.params)}
+    shapes = {path: x.shape for path, x in _with_paths(abstract_state.params)}
+    of_path = dict(_with_paths(param_shardings))
 
     def place(path: tuple[Any, ...], x: Any) -> NamedSharding:
         # A moment's path ends with its parameter's, however deep the optimizer keeps it.
