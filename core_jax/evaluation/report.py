@@ -30,6 +30,7 @@ import numpy as np
 from core_jax.evaluation.bootstrap import Estimate
 from core_jax.evaluation.report_html import render
 from core_jax.evaluation.report_images import GalleryRow, encode_rows
+from core_jax.files import write_whole
 
 FORMAT = 2
 _KINDS = ("metrics", "tables", "plots", "galleries")
@@ -223,10 +224,10 @@ class Report:
         }
         for name in self._sections:
             text = _dump(parts[name], indent=None)
-            _replace(parts_dir / f"{_file_name(name)}.json", text)
-        _replace(root / "report.json", _dump(numbers, indent=2))
+            write_whole(parts_dir / f"{_file_name(name)}.json", text)
+        write_whole(root / "report.json", _dump(numbers, indent=2))
         page = root / "report.html"
-        _replace(page, render(title, list(parts.values())))
+        write_whole(page, render(title, list(parts.values())))
         return page
 
     def _section(self, name: str) -> dict:
@@ -351,10 +352,3 @@ def _file_name(section: str) -> str:
 
 def _dump(value: Any, indent: int | None) -> str:
     return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a whole file or, if the program dies, leaves the old one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

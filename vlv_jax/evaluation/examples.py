@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from core_jax.evaluation.bootstrap import micro_f1, ratio
+from core_jax.files import write_whole
 from vlv_jax.evaluation.caption_metrics import MAX_N, bleu_of_sums
 from vlv_jax.evaluation.scorers import PARTS as COUNTS
 
@@ -65,9 +66,7 @@ def examples_file(group: str) -> str:
 def save_examples(file: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line; the whole file or, if the program dies, none of it."""
     lines = [json.dumps(row, ensure_ascii=False, default=_plain) for row in rows]
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, file)
+    write_whole(file, "".join(f"{line}\n" for line in lines))
 
 
 def _plain(value: Any) -> Any:
