@@ -236,8 +236,8 @@ def _end_at_once(error: BaseException, index: int, count: int) -> None:
     os._exit(status)
 
 
-def host_names(indices: Sequence[int], names: Sequence[str]) -> str:
-    """'process 1 (host-b)' for people."""
+def host_names(indices: Sequence[int], names: Sequence[str] | Mapping[int, str]) -> str:
+    """'process 1 (host-b)' for people; names by the processes' numbers."""
     kind = "process" if len(indices) == 1 else "processes"
     shown = ", ".join(f"{i} ({names[i]})" for i in indices[:8])
     return f"{kind} {shown}" + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")

@@ -6,6 +6,9 @@ the working directory, every few seconds, that it lives and where it is. One tha
 further for the set time looks who is behind, says so, and ends; so do all the others at that
 moment. The one that hangs leaves its stack, in its own log and for the others.
 
+Processes that share work without waiting for each other (caching, captioning, distillation) are
+watched each by itself: the one that hangs says so and ends.
+
 Files, not the coordination service: they are readable when process 0 is the one that has died.
 """
 
@@ -19,13 +22,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
 from core_jax.distributed import host_names
 from core_jax.files import write_whole
 
-FOLDER = "heartbeats"
+HEARTBEATS = "heartbeats"  # name of the folder, beside what a run makes
 HUNG = 75  # "try again later": the same command goes on from the newest checkpoint
 _LONGEST_INTERVAL = 5.0
 _STACK_SHOWN = 6000
@@ -48,26 +51,28 @@ class Watchdog:
     """Watches the processes of a run; a context manager.
 
     Args:
-      workdir: shared by all processes.
+      folder: of the heartbeats, shared by all processes; it is removed at the end.
       seconds: that a process may stay at one place; longer than the longest compilation, save and
         evaluation. 0 watches nothing.
       index: of this process.
-      count: of all.
+      peers: processes that go in step with this one, which may be among them; none: it is watched
+        by itself.
       end: called with the message where something hangs; it does not return.
     """
 
     def __init__(
         self,
-        workdir: str | os.PathLike[str],
+        folder: str | os.PathLike[str],
         *,
         seconds: float,
         index: int = 0,
-        count: int = 1,
+        peers: Iterable[int] = (),
         end: Callable[[str], None] | None = None,
     ) -> None:
-        self.seconds, self.index, self.count = seconds, index, count
+        self.seconds, self.index = seconds, index
+        self.watched = sorted({index, *peers})
         self.interval = min(seconds / 10, _LONGEST_INTERVAL)
-        self._folder = pathlib.Path(workdir) / FOLDER
+        self._folder = pathlib.Path(folder)
         self._end = _end if end is None else end
         self._place, self._moves = "the start", 0
         self._stop = threading.Event()
@@ -82,7 +87,7 @@ class Watchdog:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._stack = self._stack_file(self.index).open("w")
         now = time.monotonic()
-        self._peers = {i: _Peer(self._read(i), now) for i in range(self.count)}
+        self._peers = {i: _Peer(self._read(i), now) for i in self.watched}
         self._beat(0)
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
         self._thread.start()
@@ -91,7 +96,7 @@ class Watchdog:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._thread is None:
             return
-        if kind is not None and issubclass(kind, Exception) and self.count > 1:
+        if kind is not None and issubclass(kind, Exception) and len(self.watched) > 1:
             self._say_who_is_silent()  # this one is heard of meanwhile
         self._stop.set()
         self._thread.join()
@@ -169,18 +174,19 @@ class Watchdog:
 
     def verdict(self) -> str:
         """Who is behind, where, and with which stack."""
-        told = [self._peers[i].told for i in range(self.count)]
+        told = {i: peer.told for i, peer in self._peers.items()}
         told[self.index] = self._own()  # its file may be missing, on a full disk
-        hosts = [str(entry.get("host", "never seen")) for entry in told]
+        hosts = {i: str(entry.get("host", "never seen")) for i, entry in told.items()}
         head = f"nothing has moved for {self.seconds:g} s"
-        tail = "All end; the same command goes on from the newest checkpoint."
+        ends = "All end" if len(self.watched) > 1 else "It ends"
+        tail = f"{ends}; the same command goes on from what is whole."
         if silent := self._silent():
             return f"{head}: {host_names(silent, hosts)} {_gives(silent)} no sign of life. {tail}"
-        moves = [int(entry.get("moves", -1)) for entry in told]
-        behind = [i for i in range(self.count) if moves[i] == min(moves)]
+        moves = {i: int(entry.get("moves", -1)) for i, entry in told.items()}
+        behind = [i for i in self.watched if moves[i] == min(moves.values())]
         place = told[behind[0]].get("place", "the start")
-        if len(behind) == self.count > 1:
-            return f"{head}: all {self.count} processes are at {place}. {tail}"
+        if len(behind) == len(self.watched) > 1:
+            return f"{head}: all {len(behind)} processes are at {place}. {tail}"
         text = f"{head}: {host_names(behind, hosts)} {_hangs(behind)} at {place}. {tail}"
         return text + self._stack_of(behind[0])
 
@@ -197,7 +203,7 @@ class Watchdog:
         self._look()
         quiet = [i for i, p in self._peers.items() if i != self.index and p.told == before[i]]
         if quiet:
-            hosts = [str(self._peers[i].told.get("host", "?")) for i in range(self.count)]
+            hosts = {i: str(peer.told.get("host", "?")) for i, peer in self._peers.items()}
             text = f"{host_names(quiet, hosts)} {_gives(quiet)} no sign of life: look there first"
             print(text, file=sys.stderr, flush=True)
 

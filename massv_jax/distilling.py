@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from core_jax.config import ConfigError
@@ -21,6 +21,7 @@ from core_jax.data.sources import Source, open_source
 from core_jax.decode.frontends import Qwen2_5_VLFrontend, TextFrontend
 from core_jax.decode.target import Target, load_target
 from core_jax.train.run_record import versions
+from core_jax.watchdog import HEARTBEATS, Watchdog
 from massv_jax.binding import bind
 from massv_jax.distilling_answers import Answerer, answer_chunk
 from massv_jax.distilling_files import ChunkFolder, DistillError, merge_chunks
@@ -167,6 +168,7 @@ def distill(
     *,
     process_index: int = 0,
     process_count: int = 1,
+    at: Callable[[str], None] = lambda place: None,
 ) -> dict[str, Any] | None:
     """Answers this process's chunks, and merges all of them if they are there.
 
@@ -177,6 +179,7 @@ def distill(
       settings: from `make_settings`.
       process_index: of this process.
       process_count: how many share the chunks; it may change between continuations.
+      at: told where the job is (`Watchdog.at`).
 
     Returns:
       The merged manifest; None while other processes' chunks are missing.
@@ -192,7 +195,7 @@ def distill(
     print(f"{len(plan.kept)} instructions; {len(own)} chunks here{there}", flush=True)
     began = time.perf_counter()
     for done, number in enumerate(todo, start=1):
-        chunk = answer_chunk(answerer, plan.source, number, plan.chunk(number))
+        chunk = answer_chunk(answerer, plan.source, number, plan.chunk(number), at=at)
         folder.commit(chunk)
         seconds = time.perf_counter() - began
         print(
@@ -223,12 +226,15 @@ def run(
         raise ConfigError(f"a config of the task {experiment.task!r}; use configs/massv_distill.py")
     if not 0 <= process_index < process_count:
         raise DistillError(f"process {process_index} of {process_count}: they count from 0")
-    plan = make_plan(open_source(experiment.data.source), experiment)
-    answerer = make_answerer(experiment)
-    settings = make_settings(answerer, plan, experiment)
-    manifest = distill(
-        answerer, plan, out, settings, process_index=process_index, process_count=process_count
-    )
+    seconds = experiment.run.hang_seconds
+    with Watchdog(out / HEARTBEATS, seconds=seconds, index=process_index) as watchdog:
+        plan = make_plan(open_source(experiment.data.source), experiment)
+        answerer = make_answerer(experiment)
+        settings = make_settings(answerer, plan, experiment)
+        manifest = distill(
+            answerer, plan, out, settings, process_index=process_index,
+            process_count=process_count, at=watchdog.at,
+        )  # fmt: skip
     if manifest is not None:
         print(summary(manifest), flush=True)
     return manifest

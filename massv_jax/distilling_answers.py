@@ -9,7 +9,7 @@ run has the same shape.
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,8 +75,18 @@ class _Slot:
         return not self.problem and not ended and turn < len(self.instruction.questions)
 
 
-def answer_chunk(answerer: Answerer, source: Source, number: int, indices: Sequence[int]) -> Chunk:
-    """Answers the instructions at these places of a source."""
+def answer_chunk(
+    answerer: Answerer,
+    source: Source,
+    number: int,
+    indices: Sequence[int],
+    *,
+    at: Callable[[str], None] = lambda place: None,
+) -> Chunk:
+    """Answers the instructions at these places of a source.
+
+    `at` is told which batch it is at (`Watchdog.at`).
+    """
     slots, skipped, ids = [], [], []
     for index in indices:
         example = source[index]
@@ -94,6 +104,7 @@ def answer_chunk(answerer: Answerer, source: Source, number: int, indices: Seque
     with concurrent.futures.ThreadPoolExecutor(answerer.num_threads) as pool:
         waiting = [pool.map(_opener(answerer), batch) for batch in batches[:1]]
         for i, batch in enumerate(batches):
+            at(f"batch {i} of chunk {number}")
             _set_images(batch, waiting.pop())
             if i + 1 < len(batches):  # the next images are decoded meanwhile
                 waiting.append(pool.map(_opener(answerer), batches[i + 1]))

@@ -17,7 +17,7 @@ import json
 import os
 import pathlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from core_jax.data.sources import Source, open_source
 from core_jax.files import remove_unfinished, sync_folder, write_whole
 from core_jax.partition import flatten
 from core_jax.sharding import make_mesh
+from core_jax.watchdog import HEARTBEATS, Watchdog
 from vlv_jax import networks as names
 from vlv_jax.batches import ImageViews, policy_of, views_of
 from vlv_jax.commands import run_command
@@ -147,6 +148,7 @@ def build_cache(
     process_index: int = 0,
     process_count: int = 1,
     devices: Sequence[Any] | None = None,
+    at: Callable[[str], None] = lambda place: None,
 ) -> int:
     """Writes this process's shards that are not there yet; returns how many are still missing.
 
@@ -159,6 +161,7 @@ def build_cache(
       process_index: this process.
       process_count: all processes.
       devices: that share each batch; this process's own by default.
+      at: told where the job is (`Watchdog.at`).
 
     Raises:
       CacheError: random crops, or the folder holds a cache of something else.
@@ -196,7 +199,7 @@ def build_cache(
         load, itertools.chain.from_iterable(ranges.values()), num_threads=data.num_threads,
         ahead=2 * towers.batch_size + data.num_threads,
     )  # fmt: skip
-    log, progress = BadLog(policy_of(data, require_caption=False)), Progress(total)
+    log, progress = BadLog(policy_of(data, require_caption=False)), Progress(total, at=at)
     for shard, indices in ranges.items():
         rows = _logged(itertools.islice(loaded, len(indices)), log)
         _write_shard(out, shard_names(shard, count), rows, towers, layout, progress)
@@ -339,15 +342,19 @@ def main() -> None:
     flags.mark_flags_as_required(["out"])
 
     def job(experiment: Experiment, workdir: pathlib.Path | None) -> None:
-        missing = build_cache(
-            experiment,
-            pathlib.Path(out.value).expanduser(),
-            dtype=dtype.value,
-            examples_per_shard=per_shard.value,
-            batch_size=size.value,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        folder, index = pathlib.Path(out.value).expanduser(), jax.process_index()
+        hang_seconds = experiment.run.hang_seconds
+        with Watchdog(folder / HEARTBEATS, seconds=hang_seconds, index=index) as watchdog:
+            missing = build_cache(
+                experiment,
+                folder,
+                dtype=dtype.value,
+                examples_per_shard=per_shard.value,
+                batch_size=size.value,
+                process_index=index,
+                process_count=jax.process_count(),
+                at=watchdog.at,
+            )
         if missing:
             print(f"{missing} shards are missing still, of other processes", flush=True)
         else:

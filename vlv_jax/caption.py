@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from core_jax.config import ConfigError
 from core_jax.data.images import BadImage, decode_image
 from core_jax.data.sources import SourceError
 from core_jax.partition import tree_hash
+from core_jax.watchdog import HEARTBEATS, Watchdog
 from vlv_jax.batches import ImageViews, sample_index
 from vlv_jax.caption_files import (
     Item,
@@ -68,11 +69,14 @@ class CaptionJob:
     process_count: int = 1
 
 
-def caption_inputs(captioner: Captioner, job: CaptionJob) -> pathlib.Path:
+def caption_inputs(
+    captioner: Captioner, job: CaptionJob, *, at: Callable[[str], None] = lambda place: None
+) -> pathlib.Path:
     """Captions everything that is not captioned yet; returns the file with this process's part.
 
     A sampled caption depends on the weights, the settings and the image's id, not on what else is
-    in its batch, nor on how often the job was stopped.
+    in its batch, nor on how often the job was stopped. `at` is told where the job is
+    (`Watchdog.at`).
 
     Raises:
       SourceError: an input or an existing output is not what it should be.
@@ -95,7 +99,7 @@ def caption_inputs(captioner: Captioner, job: CaptionJob) -> pathlib.Path:
     _announce(len(own), len(todo), path)
     if job.overwrite == "skip":
         _complete_sidecars(own, done, texts)
-    progress, failed = Progress(len(todo)), 0
+    progress, failed = Progress(len(todo), at=at), 0
     with path.open("a", encoding="utf-8") as out:
         for records in _caption(captioner, todo, job.num_threads):
             for record in records:
@@ -249,6 +253,9 @@ def _define_flags() -> dict[str, Any]:
         "max_new_tokens": flags.DEFINE_integer("max_new_tokens", None, "Overrides the config's."),
         "batch_size": flags.DEFINE_integer("batch_size", None, "Overrides the config's."),
         "seed": flags.DEFINE_integer("seed", None, "Overrides the config's."),
+        "hang_seconds": flags.DEFINE_float(
+            "hang_seconds", 1800.0, "A job that comes no further for so long ends; 0: never."
+        ),
     }
 
 
@@ -260,13 +267,7 @@ def main() -> None:
     def job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
         value = {name: flag.value for name, flag in given.items()}
         changes = ("num_beams", "temperature", "max_new_tokens", "batch_size", "seed")
-        try:
-            captioner = load_captioner(
-                experiment, workdir, value["from"], **{name: value[name] for name in changes}
-            )
-        except ConfigError as error:
-            raise SystemExit(f"error: {error}") from error
-        caption_inputs(captioner, CaptionJob(
+        wanted = CaptionJob(
             inputs=value["input"],
             output=pathlib.Path(value["output"]).expanduser(),
             sidecar=value["sidecar"],
@@ -274,7 +275,18 @@ def main() -> None:
             num_threads=value["threads"],
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-        ))  # fmt: skip
+        )
+        heartbeats = wanted.output.with_name(f"{wanted.output.name}.{HEARTBEATS}")
+        with Watchdog(
+            heartbeats, seconds=value["hang_seconds"], index=wanted.process_index
+        ) as watchdog:
+            try:
+                captioner = load_captioner(
+                    experiment, workdir, value["from"], **{name: value[name] for name in changes}
+                )
+            except ConfigError as error:
+                raise SystemExit(f"error: {error}") from error
+            caption_inputs(captioner, wanted, at=watchdog.at)
 
     run_command(job, workdir=False, config=False)
 

@@ -42,10 +42,13 @@ class Progress:
     Args:
       total: images of this job.
       every: seconds between two lines.
+      at: told how far the job is, at every batch (`Watchdog.at`).
     """
 
-    def __init__(self, total: int, *, every: float = 10.0):
-        self._total, self._every = total, every
+    def __init__(
+        self, total: int, *, every: float = 10.0, at: Callable[[str], None] = lambda place: None
+    ):
+        self._total, self._every, self._at = total, every, at
         self._started = self._printed = time.perf_counter()
         self._done = self._first_done = 0
         self._first_at: float | None = None
@@ -61,6 +64,7 @@ class Progress:
     def add(self, count: int) -> None:
         """Books images that are done, and prints a line where it is time."""
         self._done += count
+        self._at(f"image {self._done} of {self._total}")
         now = time.perf_counter()
         if self._first_at is None:
             self._first_at, self._first_done = now, self._done

@@ -24,7 +24,9 @@ folder = pathlib.Path(sys.argv[3])
 def read_a_mount_that_is_gone():
     time.sleep(60)
 
-with Watchdog(folder, seconds=1.5, index=index, count=count) as watchdog:
+with Watchdog(
+    folder / "heartbeats", seconds=1.5, index=index, peers=range(count)
+) as watchdog:
     for step in range(30):
         watchdog.at(f"loading the batch of step {step}")
         if index == 1 and step == 3 and fault == "hang":
@@ -90,6 +92,23 @@ def test_an_error_says_whose_death_it_may_come_from(tmp_path, fault):
     if fault == "raise":  # and the other one does not wait for ever
         assert processes[1].returncode == HUNG
         assert "process 0 (" in said[1]
+
+
+def test_one_that_works_by_itself_ends_alone(tmp_path):
+    """Two share a folder, as caching processes do; the other's standstill is not theirs."""
+    ended = []
+    with (
+        Watchdog(tmp_path, seconds=0.4, index=0, end=ended.append) as moving,
+        Watchdog(tmp_path, seconds=0.4, index=1, end=ended.append) as hanging,
+    ):
+        hanging.at("image 32 of 64")
+        for number in range(16):
+            moving.at(f"image {number}")
+            time.sleep(0.1)
+    (text,) = ended
+    assert text.startswith("nothing has moved for 0.4 s: process 1 (")
+    assert "hangs at image 32 of 64. It ends; the same command goes on" in text
+    assert "test_one_that_works_by_itself" in text  # its stack
 
 
 def test_one_that_moves_is_left_alone_and_zero_watches_nothing(tmp_path):

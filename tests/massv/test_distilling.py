@@ -93,7 +93,10 @@ def _bytes(folder):
 
 
 def test_every_instruction_is_accounted_for_and_phase_2_reads_the_answers(source, tmp_path):
-    made = distill(answerer(), _plan(source), tmp_path / "out", {"a": 1})
+    places = []
+    made = distill(answerer(), _plan(source), tmp_path / "out", {"a": 1}, at=places.append)
+    assert places[0] == "batch 0 of chunk 0"
+    assert places[-1].endswith(f"of chunk {_plan(source).num_chunks - 1}")
     assert (made["input"], made["succeeded"], made["failed"], made["skipped"]) == (11, 6, 3, 2)
     assert made["skipped_by_reason"] == {"excluded_image": 1, "no_question": 1}
     problems = json.loads((tmp_path / "out" / "problems.json").read_text())

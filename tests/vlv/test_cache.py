@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import jax
@@ -270,7 +271,10 @@ def test_a_damaged_shard_is_named_and_made_anew(world, tmp_path, damage, capsys)
 
 def test_processes_share_the_shards(world, tmp_path):
     options = OPTIONS | {"dtype": "float32", "process_count": 2}
-    assert build_cache(world.experiment(), tmp_path, process_index=1, **options) == 2
+    places = []
+    told = options | {"at": places.append}
+    assert build_cache(world.experiment(), tmp_path, process_index=1, **told) == 2
+    assert re.fullmatch(r"image (\d+) of \1", places[-1])  # all of its own
     assert build_cache(world.experiment(), tmp_path, process_index=0, **options) == 0
     assert len(FeatureCache(tmp_path)) == 9
 

@@ -40,14 +40,17 @@ def images(tiny_hub, tmp_path):
     return folder
 
 
-def run(captioner, images, out, **changes):
+def run(captioner, images, out, *, at=lambda place: None, **changes):
     job = CaptionJob(inputs=[str(images)], output=out, num_threads=2, **changes)
-    path = caption_inputs(captioner, job)
+    path = caption_inputs(captioner, job, at=at)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_every_image_gets_a_record_in_order(captioner, images, tmp_path, capsys):
-    records = run(captioner, images, tmp_path / "out" / "c.jsonl")
+    places = []
+    records = run(captioner, images, tmp_path / "out" / "c.jsonl", at=places.append)
+    assert len(places) > 1
+    assert places[-1] == "image 7 of 7"
     assert [r["id"] for r in records] == sorted(str(p) for p in images.iterdir())
     bad = [r for r in records if "error" in r]
     assert [(r["id"], r["error"]) for r in bad] == [(f"{images}/2b.jpg", "not_an_image")]
