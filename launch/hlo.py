@@ -17,6 +17,7 @@ _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEAD = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _NAME = re.compile(r"%([\w.\-]+)")
+_END = re.compile(r"^\}(?:, execution_thread=.*)?$")
 _CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.\-]+)")
 
 
@@ -142,8 +143,8 @@ def parse(text: str) -> Program:
     """
     computations: dict[str, list[Instruction]] = {}
     entry, body = "", None
-    for line in text.splitlines():
-        if body is not None and line.startswith("}"):
+    for line in _whole_lines(text):
+        if _END.match(line):
             body = None
         elif not line.startswith(" ") and (head := _COMPUTATION.match(line)):
             body = computations.setdefault(head.group(2), [])
@@ -153,6 +154,19 @@ def parse(text: str) -> Program:
     if not entry:
         raise ValueError("the text has no ENTRY computation; it is not a compiled program's")
     return Program(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """The lines of a text, those of a kernel's metadata joined to the instruction that they end."""
+    whole = ""
+    for line in text.splitlines():
+        goes_on = line and not line.startswith((" ", "%", "ENTRY", "HloModule"))
+        if whole.startswith(" ") and goes_on and not _END.match(line):
+            whole = f"{whole} {line}"
+        else:
+            yield whole
+            whole = line
+    yield whole
 
 
 def _instruction(head: re.Match, rest: str) -> Instruction:

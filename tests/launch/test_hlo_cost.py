@@ -77,3 +77,22 @@ def test_what_stays_on_the_chip_is_no_traffic():
 def test_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         parse("HloModule nothing")
+
+
+def test_a_kernel_s_metadata_of_several_lines_ends_no_computation():
+    kernel = (
+        '  %k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", '
+        'frontend_attributes={kernel_metadata={\n"xprof_metadata":"{\\"block_q\\": 256}"\n'
+        '}}, metadata={op_name="jit(f)/pallas_call"}'
+    )
+    program = parse(
+        "HloModule m\n\nFileNames\n1 \"a.py\"\n\n"
+        f"%body (x: f32[8]) -> f32[8] {{\n  %x = f32[8]{{0}} parameter(0)\n{kernel}\n"
+        '  ROOT %r = f32[8]{0} negate(%k)\n}, execution_thread="host"\n\n'
+        "ENTRY %main (y: f32[8]) -> f32[8] {\n  %y = f32[8]{0} parameter(0)\n"
+        "  ROOT %c = f32[8]{0} call(%y), to_apply=%body\n}\n"
+    )
+    assert [i.name for i in program.computations["body"]] == ["x", "k", "r"]
+    assert program.root("body").operands == ("k",)
+    assert 'op_name="jit(f)/pallas_call"' in program.by_name["k"].attributes
+    assert program.entry == "main"
