@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from core_jax.flops import count_jaxpr
+
 Tree = Any
 
 
@@ -43,6 +45,10 @@ class AbstractProgram:
         """Jax's trace of the call."""
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
             return self.fn.trace(*self.arguments, **self.options)  # type: ignore[attr-defined]
+
+    def flops(self) -> float:
+        """Operations of the call over all devices (`core_jax.flops`)."""
+        return count_jaxpr(self.trace().jaxpr.jaxpr)
 
     def laid_out(self, shardings: Tree) -> "AbstractProgram":
         """The same call with the earlier program's result where that program left it.

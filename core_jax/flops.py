@@ -19,7 +19,8 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
 
     Args:
       function: pure; may be jitted, differentiated, scanned. The body of a `while_loop` counts
-        once and of a `cond` the dearest branch counts.
+        once and of a `cond` the dearest branch counts; of a Pallas kernel every block counts,
+        also one that its mask skips.
       arguments: arrays or their shapes.
     """
     return count_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
@@ -39,8 +40,27 @@ def count_jaxpr(jaxpr: Any) -> float:
             if name == "cond":
                 total += max(inner, default=0.0)
             else:
-                total += sum(inner) * (equation.params["length"] if name == "scan" else 1)
+                total += sum(inner) * _repetitions(equation)
     return total
+
+
+def _repetitions(equation: Any) -> int:
+    """How often what an equation holds is computed, over all devices."""
+    name, params = equation.primitive.name, equation.params
+    if name == "scan":
+        return params["length"]
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
+    if name == "shard_map":  # what lies whole on the devices of an axis is not more work
+        specs = (*params["in_specs"], *params["out_specs"])
+        axes = {a for spec in specs for part in spec for a in _names(part)}
+        return math.prod(params["mesh"].shape[axis] for axis in axes)
+    return 1
+
+
+def _names(part: Any) -> tuple[str, ...]:
+    """Mesh axes that split one dimension."""
+    return part if isinstance(part, tuple) else () if part is None else (part,)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:

@@ -141,8 +141,7 @@ def model_flops(job: PlannedJob, lowered: Lowered, devices: list[Any]) -> float:
     plain = job.without_remat()
     if plain == job:
         return lowered.traced_flops
-    program = plain.program(make_mesh(plain.mesh, devices))
-    return count_jaxpr(program.trace().jaxpr.jaxpr)
+    return plain.program(make_mesh(plain.mesh, devices)).flops()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

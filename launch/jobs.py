@@ -70,7 +70,7 @@ class PlannedJob:
 
     def without_remat(self) -> "PlannedJob":
         """The same job with nothing computed twice: what its arithmetic is."""
-        return self.changed({"model.execution.remat": "none"})
+        return self.changed({"model.execution": self.experiment.model.execution.plain()})
 
     def changed(self, values: Mapping[str, Any]) -> "PlannedJob":
         """The same job with other config values, by their paths (`run.grad_accum`)."""

@@ -4,6 +4,7 @@ Targets and language models whose directories are not on this machine come from 
 (core_jax.models.presets).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from core_jax.models.gemma3 import Gemma3Config
 from core_jax.models.presets import abstract_model, find_config
 from core_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from core_jax.partition import cast_floating, split
+from core_jax.sharding import make_mesh
 from core_jax.train.placement import AbstractJob
 from massv_jax import phase2
 from massv_jax.drafter import LANGUAGE_MODEL, PROJECTOR, Drafter
@@ -60,6 +62,18 @@ def abstract_job(experiment: Experiment, mesh: Mesh) -> AbstractJob:
     placed = make_step(experiment, loss, trainable, frozen, mesh)
     batch = abstract_batch(experiment, config)
     return AbstractJob(placed, placed.abstract_arguments(frozen, batch))
+
+
+def step_flops(experiment: Experiment) -> float:
+    """Operations of a training step over all devices, with nothing computed twice.
+
+    Raises:
+      UnknownPresetError: a network is neither on this machine nor known by its name.
+      ConfigError: see `abstract_job`.
+    """
+    model = dataclasses.replace(experiment.model, execution=experiment.model.execution.plain())
+    plain = dataclasses.replace(experiment, model=model)
+    return abstract_job(plain, make_mesh(plain.run.mesh)).program.flops()
 
 
 def abstract_config(experiment: Experiment) -> DrafterConfig:

@@ -235,8 +235,19 @@ def make_record(experiment: Experiment, binding: Binding) -> RunRecord:
     )
 
 
-def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
-    """Trains, or continues training, in a working directory."""
+def train(
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    *,
+    count_flops: Callable[[], float] | None = None,
+) -> TrainResult:
+    """Trains, or continues training, in a working directory.
+
+    Args:
+      experiment: the config.
+      workdir: the directory.
+      count_flops: tells the operations of a step over all devices, for the MFU.
+    """
     job = build_job(experiment)
     # What is trained is in the state: the weights that it began with would be there twice.
     job = dataclasses.replace(job, parts=dataclasses.replace(job.parts, params={}))
@@ -260,7 +271,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
     result = run_training(
         LoopConfig(
             total_steps=run.steps, log_every=run.log_every, save_every=run.save_every,
-            keep=run.keep, hang_seconds=run.hang_seconds,
+            keep=run.keep, hang_seconds=run.hang_seconds, count_flops=count_flops,
         ),
         state=job.state,
         step_fn=job.step_fn,

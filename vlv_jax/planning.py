@@ -4,6 +4,7 @@ Whatever of the hub is on this machine is read (configurations, tokenizers); for
 presets (core_jax.models.presets) and the sizes of the released networks.
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from core_jax.abstract import AbstractProgram
 from core_jax.diffusion.schedule import NoiseSchedule
 from core_jax.models.presets import abstract_model
-from core_jax.sharding import abstract_like
+from core_jax.sharding import abstract_like, make_mesh
 from core_jax.train.placement import AbstractJob
 from vlv_jax import networks as names
 from vlv_jax.encoding import image_features, latent_moments
@@ -50,6 +51,17 @@ def abstract_job(experiment: Experiment, mesh: Mesh) -> AbstractJob:
     trainable, frozen = jax.eval_shape(lambda p: divide(experiment, p), params)
     placed = make_step(experiment, networks, trainable, frozen, mesh)
     return AbstractJob(placed, placed.abstract_arguments(frozen, batch))
+
+
+def step_flops(experiment: Experiment) -> float:
+    """Operations of a training step over all devices, with nothing computed twice.
+
+    Raises:
+      UnknownPresetError: a network is neither on this machine nor known by its name.
+    """
+    model = dataclasses.replace(experiment.model, execution=experiment.model.execution.plain())
+    plain = dataclasses.replace(experiment, model=model)
+    return abstract_job(plain, make_mesh(plain.run.mesh)).program.flops()
 
 
 def abstract_cache(experiment: Experiment, mesh: Mesh) -> AbstractProgram:

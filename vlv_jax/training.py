@@ -189,8 +189,19 @@ def make_record(experiment: Experiment) -> RunRecord:
 _PATHS = ("florence2", "diffusion", "language_model")
 
 
-def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
-    """Trains, or continues training, in a working directory."""
+def train(
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    *,
+    count_flops: Callable[[], float] | None = None,
+) -> TrainResult:
+    """Trains, or continues training, in a working directory.
+
+    Args:
+      experiment: the config.
+      workdir: the directory.
+      count_flops: tells the operations of a step over all devices, for the MFU.
+    """
     record = make_record(experiment)
     decide_start(str(workdir), record)  # before anything is loaded or written
     job = build_job(experiment)
@@ -205,7 +216,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> TrainResult:
     return run_training(
         LoopConfig(
             total_steps=run.steps, log_every=run.log_every, save_every=run.save_every,
-            keep=run.keep, hang_seconds=run.hang_seconds,
+            keep=run.keep, hang_seconds=run.hang_seconds, count_flops=count_flops,
         ),
         state=job.state,
         step_fn=job.step_fn,

@@ -37,6 +37,10 @@ class Execution:
     remat: RematPolicy = "none"
     unroll: int = 1
 
+    def plain(self) -> "Execution":
+        """With nothing computed twice, and no kernel of its own: for counting the arithmetic."""
+        return dataclasses.replace(self, remat="none", attention="xla")
+
     def __post_init__(self):
         for name, allowed in (
             ("attention", get_args(AttentionBackend)),

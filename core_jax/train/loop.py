@@ -25,7 +25,7 @@ from core_jax.train.metrics import MetricWriter, MultiWriter, default_writers
 from core_jax.train.preemption import PreemptionGuard
 from core_jax.train.run_record import RunRecord, decide_start, write_record
 from core_jax.train.state import TrainState
-from core_jax.watchdog import Watchdog
+from core_jax.watchdog import HEARTBEATS, Watchdog
 
 logger = logging.getLogger(__name__)
 Tree = Any
@@ -42,7 +42,8 @@ class LoopConfig:
         save_every: interval of checkpoints; one more is saved at the end and on SIGTERM.
         keep: number of newest checkpoints kept.
         keep_every: keep every multiple of this for ever, or None.
-        flops_per_step: arithmetic of one step over all devices, for the MFU. None asks the
+        count_flops: tells the arithmetic of one step over all devices, for the MFU; called once,
+            and only where the devices' peak is known. None, or one that fails, leaves it to the
             compiler, which counts the body of a scan (over layers or micro-batches) once and so
             gives a lower bound.
         hang_seconds: after which a process that does not come further is named, and all end
@@ -54,7 +55,7 @@ class LoopConfig:
     save_every: int = 1000
     keep: int = 2
     keep_every: int | None = None
-    flops_per_step: float | None = None
+    count_flops: Callable[[], float] | None = None
     hang_seconds: float = 0.0
 
 
@@ -139,8 +140,9 @@ def run_training(
         writers = MultiWriter([writers])
     start_kind = decide_start(workdir, record)
     watchdog = Watchdog(
-        workdir, seconds=config.hang_seconds, index=jax.process_index(), count=jax.process_count()
-    )
+        epath.Path(workdir) / HEARTBEATS, seconds=config.hang_seconds,
+        index=jax.process_index(), peers=range(jax.process_count()),
+    )  # fmt: skip
     with (
         watchdog,
         PreemptionGuard() as guard,
@@ -199,7 +201,7 @@ class _Loop:
         self.batch_sharding, self.workdir = batch_sharding, workdir
         self.num_devices = 1 if batch_sharding is None else len(batch_sharding.device_set)
         self.compiled: dict[Any, Any] = {}
-        self.flops = config.flops_per_step
+        self.flops: float | None = None
         self.pending: tuple[int, dict[str, jax.Array], Any, int] | None = None
         self._reset_window()
 
@@ -289,10 +291,19 @@ class _Loop:
                 began = time.perf_counter()
                 self.compiled[key] = self.step_fn.lower(state, self.frozen, batch).compile()
                 logger.info("compiled the step in %.1f s", time.perf_counter() - began)
-            if self.flops is None:
-                per_device = _compiler_flops(self.compiled[key])
-                self.flops = per_device and per_device * self.num_devices
+                if self.flops is None and peak_flops():
+                    self.flops = self._step_flops(self.compiled[key])
         return self.compiled[key](state, self.frozen, batch)
+
+    def _step_flops(self, compiled: Any) -> float | None:
+        """Of one step over all devices."""
+        if self.config.count_flops is not None:
+            try:
+                return self.config.count_flops()
+            except Exception as error:  # a figure of the log must not stop a run
+                logger.warning("the MFU is a lower bound, by the compiler's count: %s", error)
+        per_device = _compiler_flops(compiled)
+        return per_device and per_device * self.num_devices
 
     def _flush(self) -> None:
         """Fetches the pending metrics, checks them, and writes when an interval is full."""

@@ -1,7 +1,10 @@
 """Counting operations on a trace."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
+import pytest
 
 from core_jax.flops import count_flops
 
@@ -42,6 +45,23 @@ def test_cond_counts_its_dearest_branch():
         return jax.lax.cond(p, lambda x: x @ x @ x, lambda x: x @ x, x)
 
     assert count_flops(choose, jax.ShapeDtypeStruct((), bool), _shape(4, 4)) == 2 * 2 * 4**3
+
+
+@pytest.mark.parametrize("mesh", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_a_kernel_counts_every_block_on_every_device(mesh):
+    """The fused kernel's forward pass has plain attention's products."""
+    from core_jax.ops.attention import dot_product_attention
+    from core_jax.ops.splash import Causal
+    from core_jax.sharding import make_mesh
+
+    def count(backend):
+        def attend(q):
+            return dot_product_attention(q, q, q, mask=Causal(), backend=backend)
+
+        return count_flops(attend, _shape(4, 1024, 2, 128))
+
+    with jax.set_mesh(make_mesh(mesh)) if mesh else contextlib.nullcontext():
+        assert count("splash") == count("xla") == 2 * 2 * 4 * 2 * 1024**2 * 128
 
 
 def test_a_convolution_is_its_matrix_product():

@@ -10,7 +10,7 @@ from PIL import Image
 from core_jax.config import ConfigError, to_dataclass
 from core_jax.sharding import make_mesh
 from massv_jax.experiment import Experiment
-from massv_jax.planning import abstract_job
+from massv_jax.planning import abstract_job, step_flops
 from massv_jax.training import build_job, make_rows, open_training_source, training_batches
 from tests.massv import tiny_pairs
 
@@ -88,6 +88,18 @@ def test_arguments_and_program_are_those_of_the_job(
     on_devices = jax.device_put(arrays, job.sharding)
     theirs = job.step_fn.lower(job.state, job.frozen, on_devices).as_text()
     assert planned.placed.step_fn.lower(*planned.arguments).as_text() == theirs
+
+
+def test_the_arithmetic_of_a_step_is_that_of_nothing_computed_twice(qwen_pair, folder):
+    given = values(qwen_pair.target, qwen_pair.language_model, folder, "phase1")
+    plain = to_dataclass(Experiment, given)
+    given["model"]["execution"] = {"remat": "full"}
+    remat = to_dataclass(Experiment, given)
+    once, twice = (
+        abstract_job(e, make_mesh(e.run.mesh)).program.flops() for e in (plain, remat)
+    )  # fmt: skip
+    assert twice > once
+    assert step_flops(remat) == step_flops(plain) == once
 
 
 def test_targets_that_no_plan_is_made_for_are_named(folder):

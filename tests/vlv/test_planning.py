@@ -7,7 +7,7 @@ import pytest
 from core_jax.config import to_dataclass
 from core_jax.sharding import make_mesh
 from vlv_jax.experiment import Experiment
-from vlv_jax.planning import abstract_job
+from vlv_jax.planning import abstract_job, step_flops
 from vlv_jax.training import build_job, training_batches
 
 
@@ -46,6 +46,17 @@ def test_the_batch_of_both_losses_has_both_views(tiny_hub):
     experiment = to_dataclass(Experiment, values)
     batch = abstract_job(experiment, make_mesh({"data": -1})).arguments[2]
     assert batch.keys() == {"index", "image", "florence_image", "tokens", "supervised"}
+
+
+def test_the_arithmetic_of_a_step_is_that_of_nothing_computed_twice(tiny_hub):
+    values = tiny_hub.experiment(stage=2)
+    plain = to_dataclass(Experiment, values)
+    values["model"]["execution"] = {"remat": "full"}
+    remat = to_dataclass(Experiment, values)
+    mesh = make_mesh(plain.run.mesh)
+    once, twice = (abstract_job(e, mesh).program.flops() for e in (plain, remat))
+    assert twice > once
+    assert step_flops(remat) == step_flops(plain) == once
 
 
 def test_cached_features_take_the_place_of_images(tiny_hub):

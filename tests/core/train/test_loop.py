@@ -46,9 +46,14 @@ class ListWriter:
         self.closed = True
 
 
-def train(workdir, total, *, save_every=100, log_every=1, loss=tiny.noisy_loss_fn, **kwargs):
+def train(
+    workdir, total, *, save_every=100, log_every=1, count_flops=None, loss=tiny.noisy_loss_fn,
+    **kwargs,
+):  # fmt: skip
     step, state, _ = tiny.setup(loss, ema_decay=0.9)
-    config = LoopConfig(total_steps=total, log_every=log_every, save_every=save_every)
+    config = LoopConfig(
+        total_steps=total, log_every=log_every, save_every=save_every, count_flops=count_flops
+    )
     arguments = {
         "state": state,
         "step_fn": step,
@@ -160,17 +165,18 @@ def test_mfu(tmp_path, monkeypatch):
     monkeypatch.setattr("core_jax.train.loop.peak_flops", lambda: 1e9)
     writer = ListWriter()
     step, state, _ = tiny.setup()
-    config = LoopConfig(total_steps=3, log_every=3, flops_per_step=1e6)
+    config = LoopConfig(total_steps=3, log_every=3, count_flops=lambda: 1e6)
     run_training(
         config, state=state, step_fn=step, frozen=tiny.frozen(), make_batches=tiny.batches,
         workdir=tmp_path, writers=writer,
     )  # fmt: skip
     row = writer.rows[0][1]
     assert row["mfu"] == pytest.approx(1e6 * row["steps_per_second"] / 1e9)
-    # Without a count of the caller's, the compiler's is used.
-    writer = ListWriter()
-    train(tmp_path / "compiler", 2, writers=writer)
-    assert writer.rows[0][1]["mfu"] > 0
+    # Without a count of the caller's, or with one that fails, the compiler's is used.
+    for count in (None, lambda: 1 / 0):
+        writer = ListWriter()
+        train(tmp_path / f"{count}", 2, writers=writer, count_flops=count)
+        assert writer.rows[0][1]["mfu"] > 0
 
 
 def test_data_wait_sees_slow_data(tmp_path):
