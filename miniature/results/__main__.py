@@ -31,7 +31,6 @@ _ONLY = flags.DEFINE_list("only", [], "Train and evaluate these VLV runs only; c
 _PART = flags.DEFINE_enum("part", "vlv", ["both", "vlv", "massv"], "Which of the two methods.")
 
 LARGEST = "qwen2.5-large"
-STAGE1_PARTS, STAGE2_PARTS = "reconstruction,denoising", "captions,vqa"
 TITLE, GALLERY = "Results in miniature", 24
 _SMOKE = {
     "data.batch_size": 8, "sampling.num_steps": 2, "sampling.batch_size": 8,
@@ -103,12 +102,12 @@ def _evaluate(planned: Run, folder: pathlib.Path, shared: dict, budget: Budget) 
         "evaluation.num_captions": budget.images, "evaluation.num_denoising": budget.images,
         "evaluation.num_redrawn": budget.redrawn,
     }  # fmt: skip
-    answering = {"answerer": standins.CHECKPOINTS / LARGEST} if planned.stage == 2 else {}
+    parts = planned.evaluated_parts
+    answering = {"answerer": standins.CHECKPOINTS / LARGEST} if "vqa" in parts else {}
     run(
         "vlv_jax.evaluate", config=f"configs/vlv_stage{planned.stage}.py:mini",
         workdir=folder / planned.name, out=folder / planned.name,
-        parts=STAGE1_PARTS if planned.stage == 1 else STAGE2_PARTS, config_values=values,
-        **answering,
+        parts=parts, config_values=values, **answering,
     )  # fmt: skip
 
 

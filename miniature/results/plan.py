@@ -46,6 +46,7 @@ class Run:
       seed: of training.
       after: name of the stage-1 run it starts from; empty: none.
       values: further config values.
+      parts: of `vlv_jax.evaluate`; those that the run is compared by.
     """
 
     name: str
@@ -54,6 +55,12 @@ class Run:
     seed: int = 0
     after: str = ""
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parts: str = ""
+
+    @property
+    def evaluated_parts(self) -> str:
+        """The run's own, or its stage's."""
+        return self.parts or ("reconstruction,denoising" if self.stage == 1 else "captions")
 
 
 def runs(budget: Budget) -> list[Run]:
@@ -63,7 +70,7 @@ def runs(budget: Budget) -> list[Run]:
         out.append(Run(name=f"stage1-{seed}", stage=1, steps=budget.stage1, seed=seed))
         out.append(
             Run(name=f"stage2-{seed}", stage=2, steps=budget.stage2, seed=seed,
-                after=f"stage1-{seed}")
+                after=f"stage1-{seed}", parts="captions,vqa")
         )  # fmt: skip
     out += [
         Run(name=f"curve-{name}", stage=2, steps=max(1, budget.stage2 // part), after="stage1-0")
