@@ -18,6 +18,8 @@ _FREE = frozenset({
     "call", "after-all", "partition-id", "replica-id", "opt-barrier", "add-dependency",
     "get-dimension-size", "domain",
 })  # fmt: skip
+# What writes a part of its first operand in place, and which operand it writes there.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 # Custom calls that compute nothing.
 _MARKERS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "Sharding", "annotate_device_placement")
 
@@ -123,8 +125,8 @@ def _traffic(program: Program, instruction: Instruction) -> float:
     result = _in_hbm(instruction.shapes)
     if opcode in ("dynamic-slice", "slice", "gather"):
         return 2.0 * result
-    if opcode == "dynamic-update-slice":
-        return 2.0 * _in_hbm(given[1])
+    if opcode in _UPDATES:
+        return 2.0 * _in_hbm(given[_UPDATES[opcode]])
     if opcode == "fusion" and instruction.called in program.computations:
         return _fusion_traffic(program, instruction)
     if opcode.endswith("-start"):
@@ -160,8 +162,9 @@ def _fusion_traffic(program: Program, fusion: Instruction) -> float:
         if shape.space:
             continue
         update = _behind(program, result)
-        if update.opcode == "dynamic-update-slice":
-            total += sum(s.num_bytes for s in program.by_name[update.operands[1]].shapes)
+        if update.opcode in _UPDATES:
+            new = program.by_name[update.operands[_UPDATES[update.opcode]]]
+            total += sum(s.num_bytes for s in new.shapes)
         else:
             total += shape.num_bytes
     return total
@@ -179,7 +182,7 @@ def _read(program: Program, value: Instruction, users: dict[str, list[Instructio
     for user in users.get(value.name, ()):
         if user.opcode in ("dynamic-slice", "slice", "gather"):
             total += sum(s.num_bytes for s in user.shapes)
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
+        elif user.opcode in _UPDATES and user.operands[0] == value.name:
             total += 0.0  # overwritten in place
         elif user.opcode == "bitcast":
             total += _read(program, user, users)

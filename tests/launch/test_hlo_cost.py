@@ -65,6 +65,29 @@ def test_a_slice_of_stacked_weights_in_a_fusion_reads_that_slice():
     assert count_cost(program).hbm_bytes == 64 * 4 + 64 * 4 + 4  # and the index
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_scattered_into_a_cache_moves_the_new_rows(fused):
+    """As decoding writes one token a row: TPU's compiler aliases the cache with the result."""
+    add = (
+        "%one (a: f32[], b: f32[]) -> f32[] {\n  %a = f32[] parameter(0)\n"
+        "  ROOT %b = f32[] parameter(1)\n}\n"
+    )
+    scatter = "scatter(%p0, %p1, %p2), update_window_dims={1}, to_apply=%one"
+    arguments = [
+        f"  %p{i} = {kind} parameter({i})"
+        for i, kind in enumerate(("f32[24,64]", "s32[2]", "f32[2,64]"))
+    ]
+    body = "%body (p: f32[24,64]) -> f32[24,64] {\n" + "\n".join(
+        line.replace("%p", "%q") for line in [*arguments, f"  ROOT %s = f32[24,64] {scatter}"]
+    ) + "\n}\n"
+    call = "fusion(%p0, %p1, %p2), kind=kCustom, calls=%body" if fused else scatter
+    program = _program(
+        [*arguments, f"  ROOT %r = f32[24,64] {call}"], add + (body if fused else "")
+    )
+    moved = count_cost(program).hbm_bytes
+    assert 2 * 2 * 64 * 4 <= moved <= 2 * 2 * 64 * 4 + 2 * 4  # and perhaps the indices
+
+
 def test_what_stays_on_the_chip_is_no_traffic():
     program = _program([
         "  %x = f32[1024] parameter(0)",
