@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.alternate import OURS, PEER, QUIET_LOAD, RESULTS
 from benchmarks.provenance import ROOT
+from core_jax.evaluation.document import replace_part
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -110,19 +111,6 @@ def figures(root: pathlib.Path) -> str:
     return "\n".join(parts) if parts else NOTHING
 
 
-def replace_figures(text: str, new: str) -> str:
-    """The document with other figures.
-
-    Raises:
-      ValueError: it lacks the markers.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the document needs the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{new.strip()}\n\n{END}{after}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -133,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--document", type=pathlib.Path, default=DOCUMENT)
     arguments = parser.parse_args(argv)
     text = arguments.document.read_text()
-    arguments.document.write_text(replace_figures(text, figures(arguments.results)))
+    new = replace_part(text, BEGIN, END, figures(arguments.results))
+    arguments.document.write_text(new)
     print(f"{arguments.document} has the figures of {arguments.results}")
     return 0
 

@@ -167,8 +167,9 @@ class Watchdog:
         text = self.verdict()
         sys.stderr.write(f"\n{text}\n")
         sys.stderr.flush()
-        # All have this moment to say the same: who ends first takes the others along.
-        time.sleep(2 * self.interval)
+        # All have this moment to say the same: who ends first takes the others along, and process
+        # 0, which jax's coordination service lives in, aborts them at once. It ends last.
+        time.sleep((2 if self.index else 4) * self.interval)
         if self._moves == moves and not self._stop.is_set():
             self._end(text)
 

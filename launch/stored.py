@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from core_jax.evaluation.document import replace_part
 from launch.chips import CHIPS
 from launch.compiling import lower_job
 from launch.planned import PlannedRow
@@ -162,8 +163,4 @@ def with_table(document: str, content: str) -> str:
     Raises:
       ValueError: it has no place for one.
     """
-    head, begin, rest = document.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{DOCUMENT} has no place for the table: {BEGIN} ... {END}")
-    return f"{head}{BEGIN}\n\n{content}\n{END}{tail}"
+    return replace_part(document, BEGIN, END, content)

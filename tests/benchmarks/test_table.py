@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from benchmarks import table
 from benchmarks.alternate import OURS, PEER
 
@@ -56,10 +54,8 @@ def test_no_results_give_a_sentence(tmp_path):
     assert table.figures(tmp_path) == table.NOTHING
 
 
-def test_a_document_without_markers_is_refused():
-    with pytest.raises(ValueError, match="figures: begin"):
-        table.replace_figures("text", "figures")
-
-
-def test_the_document_has_the_markers():
-    table.replace_figures(table.DOCUMENT.read_text(), "figures")
+def test_the_figures_go_into_the_document(tmp_path):
+    document = tmp_path / "benchmarks.md"
+    document.write_text(table.DOCUMENT.read_text())
+    assert table.main(["--results", str(tmp_path), "--document", str(document)]) == 0
+    assert table.NOTHING in document.read_text()

@@ -12,9 +12,7 @@ from launch.compiling import lower_job, lower_program
 from launch.planned import ROWS, SMALL, row_named
 from launch.planning import make_plan
 from launch.stored import (
-    BEGIN,
     DOCUMENT,
-    END,
     FORMAT,
     read_record,
     record_of,
@@ -61,9 +59,6 @@ def test_the_table_marks_what_is_stale(row, record):
     assert f"[{row.name}](plans/{row.name}.json) **stale** | v5e:8x8" in lines[2]
     assert "stale" not in table([row], {row.name: record})
     assert "not made" in table([row], {})
-    with pytest.raises(ValueError, match="no place for the table"):
-        with_table("# Plans", "| |")
-    assert with_table(f"a {BEGIN} old {END} b", "new") == f"a {BEGIN}\n\nnew\n{END} b"
 
 
 def test_the_documented_table_is_that_of_the_files():

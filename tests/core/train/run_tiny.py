@@ -1,6 +1,8 @@
 """A training command in miniature, for tests that kill it.
 
-run_tiny.py WORKDIR STEPS PAUSE [PROCESS PROCESSES PORT]
+run_tiny.py WORKDIR STEPS PAUSE [PROCESS PROCESSES PORT [HANG_SECONDS]]
+
+With HANG_SECONDS the last process's loader hangs at batch 4, and the watchdog waits that long.
 """
 
 import logging
@@ -17,8 +19,14 @@ from core_jax.train.state import create_state
 from core_jax.train.step import jit_train_step
 from tests.core.train import tiny_problem as tiny
 
+HANGS_AT = 4
 
-def main(workdir, steps, pause):
+
+def read_a_mount_that_is_gone():
+    time.sleep(600)
+
+
+def main(workdir, steps, pause, hang_seconds=0.0):
     logging.disable(logging.WARNING)
     mesh = make_mesh({"fsdp": -1})
     step, _, optimizer = tiny.setup(ema_decay=0.9)
@@ -30,12 +38,14 @@ def main(workdir, steps, pause):
 
     def make_batches(start):
         here, all_ = jax.process_index(), jax.process_count()
-        for batch in tiny.batches(start):
+        for number, batch in enumerate(tiny.batches(start), start):
             time.sleep(pause)
+            if hang_seconds and here == all_ - 1 and number == HANGS_AT:
+                read_a_mount_that_is_gone()
             yield {k: np.split(v, all_)[here] for k, v in batch.items()}
 
     result = run_training(
-        LoopConfig(total_steps=steps, log_every=1, save_every=3),
+        LoopConfig(total_steps=steps, log_every=1, save_every=3, hang_seconds=hang_seconds),
         state=state,
         step_fn=jit_train_step(step, state_shardings, None, rows, mesh),
         frozen=tiny.frozen(),
@@ -53,6 +63,6 @@ def main(workdir, steps, pause):
 
 if __name__ == "__main__":
     if len(sys.argv) > 4:
-        index, count, port = map(int, sys.argv[4:])
+        index, count, port = map(int, sys.argv[4:7])
         jax.distributed.initialize(f"localhost:{port}", count, index)
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), *map(float, [sys.argv[3], *sys.argv[7:]]))

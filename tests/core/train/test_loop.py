@@ -26,6 +26,7 @@ from core_jax.train.metrics import MultiWriter
 from core_jax.train.run_record import RunRecord, has_checkpoint
 from core_jax.train.state import create_state
 from core_jax.train.step import jit_train_step
+from core_jax.watchdog import HUNG
 from tests.core.train import tiny_problem as tiny
 
 
@@ -402,3 +403,23 @@ def test_sigterm_to_one_of_two_processes_saves_in_both(tmp_path):
     a, b = leaves(tmp_path / "run"), leaves(tmp_path / "whole")
     for name in a:
         np.testing.assert_allclose(a[name], b[name], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_loader_that_hangs_in_one_of_two_processes_is_named_by_both(tmp_path):
+    """The other one waits for it in a collective; afterwards the run goes on where it was."""
+    port = free_port()
+    pair = [launch(tmp_path / "run", 9, 0, i, 2, port, 15, devices=2) for i in range(2)]
+    said = [process.communicate(timeout=600)[1] for process in pair]
+    assert [process.returncode for process in pair] == [HUNG, HUNG], said
+    for text in said:
+        assert "process 1 (" in text
+        assert "hangs at loading the batch of step 4" in text
+        assert "read_a_mount_that_is_gone" in text  # the stack of the one that hangs
+    assert not (tmp_path / "run/final.npz").exists()
+
+    port = free_port()
+    pair = [launch(tmp_path / "run", 9, 0, i, 2, port, devices=2) for i in range(2)]
+    outs = [process.communicate(timeout=600) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outs
+    assert "resumed at step 3" in outs[0][1]
