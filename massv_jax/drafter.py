@@ -19,7 +19,7 @@ from core_jax.decode.qwen2_5_vl import ImageTextDecoder
 from core_jax.models.gemma3_text import Gemma3TextConfig
 from core_jax.models.qwen2_5_vl.vision import Qwen2_5_VLVision
 from core_jax.models.siglip.model import SiglipVisionModel
-from core_jax.ops.attention import causal_mask, padding_mask
+from core_jax.ops.attention import causal_mask, padding_mask, whole_sequence_mask
 from core_jax.ops.execution import Execution
 from massv_jax.draft_prompts import PoolingDecoder
 from massv_jax.drafter_config import DrafterConfig
@@ -140,7 +140,7 @@ class Drafter:
         self,
         params: Params,
         ids: Int[Array, "B T"],
-        valid: Bool[Array, "B T"],
+        valid: Bool[Array, "B T"] | None = None,
         tokens: Float[Array, "B U D"] | None = None,
         slots: Int[Array, "B T"] | None = None,
         positions: Int[Array, "3 B T"] | None = None,
@@ -150,7 +150,8 @@ class Drafter:
         Args:
           params: of the drafter.
           ids: with placeholders for image tokens.
-          valid: False at padding.
+          valid: False at padding; None where that follows the tokens, which do not see it then,
+            so that fused attention can serve. States at padding mean nothing.
           tokens: image tokens of each row (its own, not the batch's); None without images.
           slots: which of its row's tokens stands where; negative for text. Not for "gemma",
             whose placeholders are taken in their order.
@@ -173,7 +174,10 @@ class Drafter:
             embeds = insert_tokens(embeds, slots, tokens)
         if positions is None:
             return call("from_embeddings", embeds, valid)[0]
-        mask = causal_mask(ids.shape[1]) & padding_mask(valid)
+        T = ids.shape[1]
+        mask = whole_sequence_mask(T, self.execution.attention)
+        if valid is not None:
+            mask = causal_mask(T) & padding_mask(valid)
         return call("hidden_states", embeds, positions, mask)[0]
 
     def head_table(self, params: Params) -> Float[Array, "V D"]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from core_jax.models.gemma3 import Gemma3Config, Gemma3ForConditionalGeneration
 from core_jax.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
-from core_jax.ops.attention import causal_mask, padding_mask
+from core_jax.ops.attention import whole_sequence_mask
 from core_jax.ops.execution import Execution
 from core_jax.partition import merge
 from massv_jax.drafter import Drafter, insert_tokens
@@ -67,7 +67,8 @@ class Teacher:
         embeds: Any = call("embed", ids, slots)
         if features is not None:
             embeds = insert_tokens(embeds, slots, call("merge_vision", features))
-        mask = causal_mask(ids.shape[1]) & padding_mask(valid)
+        # Padding follows a row's tokens (massv_jax.batches): none of them sees it.
+        mask = whole_sequence_mask(ids.shape[1], self.execution.attention)
         positions = jnp.moveaxis(own("positions"), 1, 0)
         return jax.lax.stop_gradient(call("hidden_states", embeds, positions, mask)[0])
 
@@ -142,17 +143,15 @@ class _TowerOnly:
 def drafter_hidden(
     drafter: Drafter, params: Any, batch: Batch, features: Any
 ) -> Float[Array, "B T D"]:
-    """The drafter's final states of a batch."""
+    """The drafter's final states of a batch, whose rows are padded on the right."""
     if features is None or not drafter.sees_images:
-        return drafter.hidden(params, batch["tokens"], batch["valid"])
+        return drafter.hidden(params, batch["tokens"])
     tokens = drafter.image_tokens(params, features, batch.get("leaders"))
     if drafter.config.kind == "gemma":
         tokens = tokens.reshape(batch["tokens"].shape[0], -1, tokens.shape[-1])
     positions = batch.get("positions")
     positions = None if positions is None else jnp.moveaxis(positions, 1, 0)
-    return drafter.hidden(
-        params, batch["tokens"], batch["valid"], tokens, batch.get("slots"), positions
-    )
+    return drafter.hidden(params, batch["tokens"], None, tokens, batch.get("slots"), positions)
 
 
 def make_loss(

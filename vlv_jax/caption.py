@@ -276,7 +276,7 @@ def main() -> None:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        heartbeats = wanted.output.with_name(f"{wanted.output.name}.{HEARTBEATS}")
+        heartbeats = wanted.output.parent / f"{wanted.output.name}.{HEARTBEATS}"
         with Watchdog(
             heartbeats, seconds=value["hang_seconds"], index=wanted.process_index
         ) as watchdog:

@@ -8,9 +8,10 @@ from core_jax.decode.cache import KVCache
 from core_jax.models.qwen2.model import Qwen2ForCausalLM
 from core_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, Qwen2_5_VLTextConfig
 from core_jax.models.qwen2_5_vl.vision import Qwen2_5_VLVision
-from core_jax.ops.attention import causal_mask, padding_mask
+from core_jax.ops.attention import causal_mask, padding_mask, whole_sequence_mask
 from core_jax.ops.execution import Execution
 from core_jax.ops.rope import mrope_angles
+from core_jax.ops.splash import Causal
 
 
 class Qwen2_5_VLText(Qwen2ForCausalLM):
@@ -69,9 +70,10 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         if patches is not None and patch_positions is not None and segments is not None:
             tokens = self.image_tokens(patches, patch_positions, segments)
             x = self.insert_images(x, image_slots, tokens)
-        mask = causal_mask(input_ids.shape[1])
+        T = input_ids.shape[1]
+        mask = whole_sequence_mask(T, self.execution.attention)
         if valid is not None:
-            mask = mask & padding_mask(valid)
+            mask = causal_mask(T) & padding_mask(valid)
         return self.logits(self.hidden_states(x, positions, mask)[0])
 
     def vision_states(
@@ -122,7 +124,7 @@ class Qwen2_5_VLForConditionalGeneration(nn.Module):
         self,
         inputs_embeds: Float[Array, "B T D"],
         positions: Int[Array, "3 B T"],
-        mask: Bool[Array, "#B #T S"],
+        mask: Bool[Array, "#B #T S"] | Causal,
         cache: KVCache | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """As `Qwen2ForCausalLM.hidden_states`, with three positions."""
