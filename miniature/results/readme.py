@@ -27,36 +27,22 @@ PARTS = {
     "background": "background",
 }  # fmt: skip
 # Ablation -> its section, and what an arm is called for people.
+_PARTS_SEEN = {"quarter": "a quarter", "half": "half", "all": "all"}
+_WITH_STAGE1 = {"stage1": "with", "no_stage1": "without"}
 ABLATIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "stage-2 images": (
-        "learning_curve",
-        {"quarter": "a quarter", "half": "half", "all": "all"},
-    ),
-    "T4a, queries": (
-        "ablations.T4a_queries",
-        {"q8": "8", "q32": "32", "q77": "77"},
-    ),
+    "stage-2 images": ("learning_curve", _PARTS_SEEN),
+    "T4a, queries": ("ablations.T4a_queries", {"q8": "8", "q32": "32", "q77": "77"}),
     "T4b, trained in stage 2": (
         "ablations.T4b_trainable",
         {"mlp": "projector", "mlp_llm": "and language model", "mlp_llm_encoder": "and encoder"},
     ),
-    "T5a, stage-1 images": (
-        "ablations.T5a_images",
-        {"quarter": "a quarter", "half": "half", "all": "all"},
-    ),
+    "T5a, stage-1 images": ("ablations.T5a_images", _PARTS_SEEN),
     "T5b, language model": (
-        "ablations.T5b_language_model",
-        {"small": "small", "medium": "medium", "large": "large"},
+        "ablations.T5b_language_model", {name: name for name in ("small", "medium", "large")},
     ),
-    "T7, without stage 1, frozen": (
-        "ablations.T7_paper",
-        {"stage1": "with", "no_stage1": "without"},
-    ),
-    "T7, without stage 1, trained": (
-        "ablations.T7_fair",
-        {"stage1": "with", "no_stage1": "without"},
-    ),
-}
+    "T7, without stage 1, frozen": ("ablations.T7_paper", _WITH_STAGE1),
+    "T7, without stage 1, trained": ("ablations.T7_fair", _WITH_STAGE1),
+}  # fmt: skip
 
 
 def tables(report: Mapping[str, Any]) -> str:
