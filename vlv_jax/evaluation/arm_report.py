@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core_jax.evaluation.provenance import command_facts
+from core_jax.evaluation.provenance import command_facts, from_here
 from core_jax.evaluation.report import Report
 from core_jax.evaluation.report_text import interval_text, number_text, setting_text
 from vlv_jax.evaluation.arms import (
@@ -111,7 +111,7 @@ def _settings(arms: Sequence[Arm], arm: Arm, metric: str, found: ArmResult) -> d
         "training_seeds": list(found.seeds),
         "per_run": list(found.values),
         "range": [min(found.values), max(found.values)],
-        "runs": [str(run.path) for run in arm.runs],
+        "runs": [from_here(str(run.path)) for run in arm.runs],
     }
 
 
@@ -122,7 +122,7 @@ def _warnings(arms: Sequence[Arm], metric: str) -> str:
         for name, values in differ.items()
         if name != "bootstrap_samples"
     ]
-    unknown = [str(r.path) for arm in arms for r in arm.runs if r.entry(metric) is None]
+    unknown = [from_here(str(r.path)) for arm in arms for r in arm.runs if r.entry(metric) is None]
     if unknown:
         parts.append(f"How {', '.join(unknown)} was evaluated is not known (no report there).")
     return " ".join(parts)
