@@ -97,7 +97,7 @@ def _provenance(arms: Sequence[Arm], baseline: str) -> dict[str, Any]:
         for i, run in enumerate(arm.runs):
             facts = dict(run.stored[0].provenance) if run.stored else {}
             keep = {k: v for k, v in facts.items() if k != "config" or not own}
-            own[f"{arm.name} {i + 1}"] = {"directory": str(run.path), **keep}
+            own[f"{arm.name} {i + 1}"] = {"directory": from_here(str(run.path)), **keep}
     return command_facts() | {"baseline": baseline or "none", "runs": own}
 
 
