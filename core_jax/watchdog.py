@@ -168,10 +168,10 @@ class Watchdog:
         sys.stderr.write(f"\n{text}\n")
         sys.stderr.flush()
         # All have this moment to say the same: who ends first takes the others along, and process
-        # 0, which jax's coordination service lives in, aborts them at once. It ends last.
+        # 0, which jax's coordination service lives in, aborts them at once: it ends last. What
+        # was said holds: the error that another's end raises here must not keep this one waiting.
         time.sleep((2 if self.index else 4) * self.interval)
-        if self._moves == moves and not self._stop.is_set():
-            self._end(text)
+        self._end(text)
 
     def verdict(self) -> str:
         """Who is behind, where, and with which stack."""
