@@ -51,10 +51,10 @@ class Teacher:
             named = f"target_{name}"
             return batch[named if named in batch else name]
 
-        ids, valid = own("tokens"), own("valid")
+        ids = own("tokens")
         if isinstance(self.config, Gemma3Config):
             model = Gemma3ForConditionalGeneration(self.config, self.execution)
-            found: Any = _gemma_hidden(model, params, ids, valid, features)
+            found: Any = _gemma_hidden(model, params, ids, own("valid"), features)
             return jax.lax.stop_gradient(found)
         model = Qwen2_5_VLForConditionalGeneration(self.config, self.execution)
         weights = {"params": {"language_model": params["language_model"],
