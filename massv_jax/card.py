@@ -33,23 +33,22 @@ print(answers.texts[0])
 _STOCK = """
 ### In transformers
 This is a stock hub directory; transformers loads it and takes it as `assistant_model`, and the
-target's greedy output stays what it is. But transformers (5.23) hides the image from an assistant:
-its prefill does not count as a first iteration, and image inputs are dropped in all others. It then
-drafts blindly. These lines put the image back:
+target's greedy output stays what it is. But transformers (5.20 to 5.24) hides the image from an
+assistant: its prefill does not count as a first iteration, and image inputs are dropped in all
+others. It then drafts blindly. These lines put the image back:
 ```python
 import types
 
 def sighted(drafter, **images):
     prepare = drafter.prepare_inputs_for_generation
 
-    def with_images(self, input_ids, next_sequence_length=None, past_key_values=None,
-                    is_first_iteration=False, **kwargs):
-        first = past_key_values is None or past_key_values.get_seq_length() == 0
+    def with_images(self, input_ids, is_first_iteration=False, **kwargs):
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # its name since 5.24; before
+        first = cache is None or cache.get_seq_length() == 0
         kwargs.pop("mm_encoder_outputs", None)
         if first:
             kwargs.update(images)
-        return prepare(input_ids, next_sequence_length=next_sequence_length,
-                       past_key_values=past_key_values, is_first_iteration=first, **kwargs)
+        return prepare(input_ids, is_first_iteration=first, **kwargs)
 
     drafter.prepare_inputs_for_generation = types.MethodType(with_images, drafter)
     return drafter

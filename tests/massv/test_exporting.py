@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.speculative import sighted_of
 from core_jax.data.gemma3_processor import Gemma3Processor
 from core_jax.data.qwen2_5_vl_processor import Qwen2_5_VLProcessor
 from core_jax.partition import flatten
@@ -98,6 +99,32 @@ def test_stock_directory_serves_as_an_assistant(qwen_pair, qwen):
     got = target.generate(**inputs, **options, assistant_model=drafter)
     assert torch.equal(got, want)
     assert len(set(want[0, ids.shape[1] :].tolist())) > 1
+
+
+def test_the_cards_lines_show_the_image_to_an_assistant(qwen_pair, qwen, monkeypatch):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    _, out = qwen
+    load = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained
+    target, drafter = load(qwen_pair.target).eval(), load(out).eval()
+    processor = Qwen2_5_VLProcessor.from_pretrained(qwen_pair.target)
+    ids = torch.tensor(processor([processor.render(QUESTION)], [[pictures()[0]]]).ids).long()
+    patches, grid = processor.image_processor(pictures()[0])
+    images = dict(pixel_values=torch.tensor(patches), image_grid_thw=torch.tensor([grid]))
+    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), **images,
+                  mm_token_type_ids=(ids == 5).int())  # fmt: skip
+    options = dict(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    looks = []
+    look = drafter.model.visual.forward
+    monkeypatch.setattr(
+        drafter.model.visual, "forward", lambda *a, **k: looks.append(1) or look(*a, **k)
+    )
+    want = target.generate(**inputs, **options)
+    assert torch.equal(target.generate(**inputs, **options, assistant_model=drafter), want)
+    assert not looks  # if this fails, transformers has mended it: say so in the card
+    sees = sighted_of(out)(drafter, **images)
+    assert torch.equal(target.generate(**inputs, **options, assistant_model=sees), want)
+    assert len(looks) == 1
 
 
 def test_stock_gemma_directory_in_transformers(gemma_pair, tmp_path):
