@@ -150,6 +150,23 @@ def _stage1_part(arguments: Arguments, measured: Measured) -> None:
     rate = step.facts["batch"] / statistics.median(measured.seconds[STAGE1])
     measured.facts[f"{STAGE1} images/s"] = rate
     _add_utilization(measured, STAGE1, step.flops, peak_flops(), devices=step.devices)
+    _add_roofline(measured, step)
+
+
+def _add_roofline(measured: Measured, step: Any) -> None:
+    """The step's time against the longer of arithmetic and reading the arguments once."""
+    import jax
+
+    from core_jax.train.hardware import peak_flops
+
+    peak, rate = peak_flops(), bandwidth(jax.devices()[0].device_kind)
+    if peak is None or rate is None:
+        return
+    held = 1e9 * sum(step.facts[f"GB of {part}"] for part in ("state", "frozen weights"))
+    least = max(step.flops / peak, held / rate) / step.devices
+    seconds = statistics.median(measured.seconds[STAGE1])
+    measured.facts[f"{STAGE1} least seconds by roofline"] = least
+    measured.facts[f"{STAGE1} share of the roofline"] = least / seconds
 
 
 def _generation_part(arguments: Arguments, measured: Measured) -> None:

@@ -51,7 +51,12 @@ def _pair(arguments: Arguments, folder: pathlib.Path) -> Pair:
     return Pair(arguments.target, arguments.drafter)
 
 
-def _prepare(arguments: Arguments, folder: pathlib.Path) -> Mapping[str, Any]:
+def prepare(arguments: Arguments, folder: pathlib.Path) -> Mapping[str, Any]:
+    """Writes the pictures, and the pair if it is a random one; returns the sizes of both.
+
+    Raises:
+      SystemExit: a directory that is named is none.
+    """
     from core_jax.models import load_model
     from core_jax.partition import count_parameters
 
@@ -87,16 +92,23 @@ def _padded(rows: list[np.ndarray], length: int) -> np.ndarray:
     return out
 
 
-def _ours(arguments: Arguments, folder: pathlib.Path) -> Measured:
+def open_pair(arguments: Arguments, folder: pathlib.Path) -> tuple[Any, Any]:
+    """Target and drafter in float32; answers of random ones have no end but their limit."""
     from core_jax.decode.target import load_target
-    from massv_jax import SpeculativeDecoder, load_drafter
+    from massv_jax import load_drafter
 
-    pair, new = _pair(arguments, folder), _new(arguments)
+    pair = _pair(arguments, folder)
     target = load_target(pair.target, dtype="float32")
     if arguments.size in RANDOM_SIZES:
         target = dataclasses.replace(target, eos_ids=())
-    drafter = load_drafter(pair.drafter, pair.target, dtype="float32", loaded=target)
-    seen = np.load(folder / "pictures.npy")
+    return target, load_drafter(pair.drafter, pair.target, dtype="float32", loaded=target)
+
+
+def _ours(arguments: Arguments, folder: pathlib.Path) -> Measured:
+    from massv_jax import SpeculativeDecoder
+
+    target, drafter = open_pair(arguments, folder)
+    seen, new = np.load(folder / "pictures.npy"), _new(arguments)
     sessions: list[Any] = []
 
     def call_of(decoder: SpeculativeDecoder, gamma: int) -> Callable[[], np.ndarray]:
@@ -207,7 +219,7 @@ BENCHMARK = Benchmark(
     peer="transformers, PyTorch eager",
     add_arguments=_add_arguments,
     name=lambda a: f"speculative-{a.size}-gamma{a.gamma}",
-    prepare=_prepare,
+    prepare=prepare,
     ours=_ours,
     theirs=_theirs,
     repeats=5,

@@ -171,8 +171,12 @@ def build(size: str, batch_per_device: int, execution: Execution) -> Step:
             raise FloatingPointError("the step with random weights is not finite")
         return float(metrics["loss"])
 
+    memory = compiled.memory_analysis()
     facts = {
         "batch": batch_size, "remat": execution.remat, "attention": execution.attention,
+        "GB of state": _gigabytes(state), "GB of frozen weights": _gigabytes(frozen),
+        **(_planned(experiment, mesh) if size == "full" else {}),
+        "GB of temporaries a device": memory and memory.temp_size_in_bytes / 1e9,
         "trained parameters": count_parameters(trainable),
         "frozen parameters": count_parameters(frozen),
     }  # fmt: skip
@@ -187,6 +191,21 @@ def _frozen(abstract: Mapping[str, Any], place: Any, model: Any) -> dict[str, An
         )
         for name, tree in abstract.items()
     }  # fmt: skip
+
+
+def _gigabytes(tree: Any) -> float:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 1e9
+
+
+def _planned(experiment: Experiment, mesh: Any) -> dict[str, float]:
+    """The same bytes by the plan (launch.plan): of the state and of what is frozen."""
+    from vlv_jax.planning import abstract_job
+
+    state, frozen, _ = abstract_job(experiment, mesh).program.arguments
+    return {
+        "GB of state, planned": _gigabytes(state),
+        "GB of frozen weights, planned": _gigabytes(frozen),
+    }
 
 
 def _shapes(tree: Any) -> Any:

@@ -51,10 +51,11 @@ def demonstrate_massv(root: pathlib.Path, demo: pathlib.Path, *, smoke: bool) ->
             "run.init_from": runs / "phase1",
         },
     )  # fmt: skip
+    run("massv_jax.export", workdir=runs / "phase2", out=runs / "drafter")
     held_out = {
         "evaluation.source.path": world / "heldout.json",
         "evaluation.source.images": world / "images",
-        "evaluation.gammas": "(5,)", "model.drafter": runs / "phase2",
+        "evaluation.gammas": "(5,)", "model.drafter": runs / "drafter",
     }  # fmt: skip
     run(
         "massv_jax.evaluate", config=f"configs/massv_eval.py:{VARIANT}", out=demo,

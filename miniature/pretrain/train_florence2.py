@@ -73,7 +73,7 @@ def train_florence2(
         },
         loss=_caption_loss(model, query_probe, tokenizer(PROMPT)["input_ids"]),
         make_batches=_batches(pixels, arrays, seed=3),
-        steps=steps, learning_rate=1e-3, workdir=workdir, ema_decay=0.995,
+        steps=steps, learning_rate=5e-3, workdir=workdir, ema_decay=0.995, optimizer_name="muon",
     )  # fmt: skip
     save_model(out, model, learned["model"], dtype="bfloat16")
     content = json.dumps(standins.FLORENCE2_PREPROCESSOR, indent=2)

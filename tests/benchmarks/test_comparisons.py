@@ -16,11 +16,12 @@ MODULES = {
     "generation": {"greedy"},
     "davit": {"tower"},
     "images": {"one thread", "batches"},
+    "speculative": {"plain", "speculative", "speculative, peer's image hidden"},
 }
 
 
 # Compiling and importing take longer than ten seconds for these.
-SLOW = ("unet", "davit")
+SLOW = ("unet", "davit", "speculative")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,16 @@ def test_tiny_form_compares_the_same_thing(name, tmp_path):
         assert {OURS, PEER, "ratio"} <= set(measure)
     assert set(result["differences"]) == MODULES[name]
     assert max(result["differences"].values()) < TOLERANCE
+
+
+@pytest.mark.slow
+def test_windows_of_every_length_are_timed(tmp_path):
+    from benchmarks.windows import BENCHMARK
+
+    result = run_tiny(BENCHMARK, tmp_path)
+    assert set(result["measures"]) == {"batch 2, plain", "batch 2, gamma 2"}
+    assert 1 <= result["facts"]["batch 2, gamma 2: tokens a round"] <= 3
+    assert result["facts"]["profile: verify_ms"] > 0
 
 
 def test_tokens_are_not_all_the_same(tmp_path):

@@ -40,6 +40,9 @@ def test_stage1_step(tmp_path):
     assert facts["stage-1 step batch"] == jax.device_count()
     assert facts["stage-1 step TFLOP"] > 0
     assert facts["stage-1 step images/s"] > 0
+    # Adam's moments are twice the trained parameters, all of them float32, and the step's number.
+    held = facts["stage-1 step GB of state"] * 1e9
+    assert abs(held - 12 * facts["stage-1 step trained parameters"]) < 64
 
 
 def test_unknown_parts_are_refused(tmp_path):
@@ -70,3 +73,18 @@ def test_bytes_of_a_decoding_step():
     params = random_params(Qwen2ForCausalLM(config=config))
     weights = 4 * sum(x.size for x in jax.tree.leaves(params)) - 4 * 64 * 16
     assert gpu.bytes_read(config, params, rows=3, slots=10) == weights + 4 * 2 * 2 * 3 * 10 * 8
+
+
+@pytest.mark.slow
+def test_speculative_decoding(tmp_path):
+    from benchmarks import gpu_decoding
+
+    result = run_tiny(gpu_decoding.BENCHMARK, tmp_path, "--no-peer", "--gammas", "2", "5")
+    facts = result["facts"]
+    for part in ("decoding", "distillation"):
+        planned = facts[f"{part}: GB of arguments, planned"]
+        assert facts[f"{part}: GB of arguments"] == planned
+    # Greedy drafts of networks that agree: 7 tokens after the prompt's in 3 rounds, and in 2.
+    assert facts["gamma 2, temperature 0: tokens a round"] == pytest.approx(7 / 3)
+    assert facts["gamma 5, temperature 0: tokens a round"] == pytest.approx(7 / 2)
+    assert facts["distillation: tokens/s"] > 0
