@@ -23,7 +23,7 @@ class OptimizerConfig:
 
     Attributes:
         name: "adamw", "sgd" (momentum `b1`), or "muon" (momentum 0.95): Muon (arXiv 2502.16982)
-            for the kernels of linear layers, AdamW for everything else.
+            for the kernels of linear layers and convolutions, AdamW for everything else.
         learning_rate: peak learning rate.
         schedule: "cosine", "linear" or "constant", after the warm-up.
         warmup_steps: steps of the linear warm-up; step `i` of it has the factor `(i+1)/warmup`.
@@ -133,28 +133,39 @@ def make_optimizer(
 
 
 def _scale_by_muon(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Muon (arXiv 2502.16982) for the kernels of linear layers, Adam for everything else.
+    """Muon (arXiv 2502.16982) for kernels that are matrices, Adam for everything else.
 
-    Kernels are [..., in, out]; leading axes are stacked layers. Updates have the size that
-    AdamW's have (a root mean square of 0.2), so learning rates carry over.
+    Kernels of linear layers are [..., in, out], leading axes being stacked layers; those of
+    convolutions [height, width, in, out] are matrices of height * width * in rows, unless each
+    channel has its own. Updates have the size that AdamW's have (a root mean square of 0.2), so
+    learning rates carry over.
     """
 
     def is_matrix(path: Sequence[Any], x: Any) -> bool:
-        return path_str(path).endswith("kernel") and x.ndim in (2, 3)
+        per_channel = x.ndim == 4 and x.shape[2] == 1
+        return path_str(path).endswith("kernel") and x.ndim in (2, 3, 4) and not per_channel
 
     def labels(tree: Tree) -> Tree:
         return jax.tree_util.tree_map_with_path(
             lambda path, x: "muon" if is_matrix(path, x) else "adam", tree
         )
 
+    def rows_of(x: Any) -> tuple[int, ...]:
+        return (0, 1, 2) if x.ndim == 4 else (x.ndim - 2,)
+
     def dimensions(tree: Tree) -> Tree:  # of what is left of the tree: kernels only
         return jax.tree.map(
-            lambda x: optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1), tree
+            lambda x: optax.contrib.MuonDimensionNumbers(rows_of(x), x.ndim - 1), tree
         )
 
     def resize(updates: Tree, params: Tree) -> Tree:
         del params
-        return jax.tree.map(lambda x: 0.2 * math.sqrt(max(x.shape[-2:])) * x, updates)
+
+        def one(x: Any) -> Any:
+            rows = math.prod(x.shape[axis] for axis in rows_of(x))
+            return 0.2 * math.sqrt(max(rows, x.shape[-1])) * x
+
+        return jax.tree.map(one, updates)
 
     muon = optax.chain(
         optax.contrib.scale_by_muon(eps=config.eps, weight_dimension_numbers=dimensions),

@@ -174,6 +174,28 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
     assert np.abs(muon["layers"]["kernel"] / adam["layers"]["kernel"] - 1).max() > 0.5
 
 
+def test_muon_takes_a_convolution_as_the_matrix_that_it_is():
+    """Of height * width * in rows; one whose channels are apart is none."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv": (3, 3, 4, 8), "linear": (36, 8), "depthwise": (3, 3, 1, 8)}
+    grads = {
+        name: {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32)}
+        for name, shape in shapes.items()
+    }
+    grads["linear"]["kernel"] = grads["conv"]["kernel"].reshape(36, 8)
+
+    def first_update(name):
+        config = OptimizerConfig(name=name, learning_rate=1.0, schedule="constant", clip_norm=None)
+        optimizer = make_optimizer(config)
+        return optimizer.update(grads, optimizer.init(grads), grads)[0]
+
+    muon, adam = first_update("muon"), first_update("adamw")
+    conv, linear = muon["conv"]["kernel"], muon["linear"]["kernel"]
+    np.testing.assert_allclose(conv.reshape(36, 8), linear, rtol=1e-4, atol=1e-6)
+    assert np.abs(conv / adam["conv"]["kernel"] - 1).max() > 0.5
+    np.testing.assert_allclose(muon["depthwise"]["kernel"], adam["depthwise"]["kernel"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_moments_lie_where_their_parameters_lie(name):
     mesh = make_mesh({"data": 2, "fsdp": 4})
