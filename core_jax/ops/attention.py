@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from core_jax.ops.execution import AttentionBackend
-from core_jax.ops.splash import Causal, kernel_fits, splash_attention
+from core_jax.ops.splash import Causal, Segments, kernel_fits, splash_attention
 
 # Far below any logit, yet finite: a row without any visible key gives a mean, not NaN.
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -16,7 +16,7 @@ def dot_product_attention(
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     *,
-    mask: Bool[Array, "#B #T S"] | Causal | None = None,
+    mask: Bool[Array, "#B #T S"] | Causal | Segments | None = None,
     scale: float | None = None,
     backend: AttentionBackend = "xla",
 ) -> Float[Array, "B T N H"]:
@@ -27,7 +27,7 @@ def dot_product_attention(
       k: keys.
       v: values.
       mask: True where a query may see a key; broadcast over heads. None sees everything, `Causal`
-        what `causal_mask` says.
+        what `causal_mask` says, `Segments` what `segment_mask` says.
       scale: factor on the logits; 1 / sqrt(H) by default.
       backend: see `Execution.attention`.
 
@@ -37,11 +37,13 @@ def dot_product_attention(
     B, T, N, H = q.shape
     S, K = k.shape[1], k.shape[2]
     factor = float(H**-0.5 if scale is None else scale)
-    causal = isinstance(mask, Causal)
-    if backend == "splash" and (mask is None or causal) and kernel_fits(q, k, causal=causal):
-        return splash_attention(q, k, v, causal=causal, scale=factor)
+    structured = mask is None or isinstance(mask, Causal | Segments)
+    if backend == "splash" and structured and kernel_fits(q, k, mask=mask):
+        return splash_attention(q, k, v, mask=mask, scale=factor)
     if isinstance(mask, Causal):
         mask = causal_mask(T)
+    elif isinstance(mask, Segments):
+        mask = segment_mask(mask.ids)
     if backend == "cudnn":
         full = None if mask is None else jnp.broadcast_to(mask[:, None], (B, 1, T, S))
         return jax.nn.dot_product_attention(
@@ -76,6 +78,14 @@ def causal_mask(length: int) -> Bool[Array, "1 T T"]:
 def whole_sequence_mask(length: int, backend: AttentionBackend) -> Bool[Array, "1 T T"] | Causal:
     """`causal_mask`, as a structure where the backend wants one."""
     return Causal() if backend == "splash" else causal_mask(length)
+
+
+def segment_mask(ids: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """A token sees those of its own segment.
+
+    For ids 112 (rows are queries): 110 / 110 / 001.
+    """
+    return ids[:, :, None] == ids[:, None, :]
 
 
 def padding_mask(valid: Bool[Array, "B S"]) -> Bool[Array, "B 1 S"]:

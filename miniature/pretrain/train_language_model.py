@@ -6,6 +6,7 @@ answer questions about a caption. At last they learn to read vectors that are mi
 (`soft_words`). Nothing in it knows of vectors that stand for a picture.
 """
 
+import functools
 import pathlib
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ from core_jax.ops.losses import masked_mean, token_cross_entropy
 from miniature import standins
 from miniature.pretrain.fit import fit
 from miniature.pretrain.looking_back import with_heads_that_look_back
+from miniature.pretrain.made_ahead import made_ahead
 from miniature.pretrain.scenes import question_texts
 from miniature.pretrain.soft_words import bags, blurred
 from miniature.world import STYLES, Scene, describe, sample_scene
@@ -81,19 +83,10 @@ def train_language_model(
         return text_value + soft_value, metrics
 
     def text_batches(start: int) -> Iterator[dict]:
-        step = start
-        while True:
-            yield _batch(tokenizer, step, reading=step < READING * steps)
-            step += 1
+        return made_ahead(functools.partial(_text_step, tokenizer, steps), start)
 
     def soft_batches(start: int) -> Iterator[dict]:
-        step = start
-        while True:
-            text = _batch(tokenizer, steps + step, reading=False)
-            yield {name: array[:TEXT_ROWS] for name, array in text.items()} | _soft_batch(
-                tokenizer, step
-            )
-            step += 1
+        return made_ahead(functools.partial(_soft_step, tokenizer, steps), start)
 
     fresh = qwen2.FAMILY.init_params(model, jax.random.key(5))
     params = fit(
@@ -106,6 +99,17 @@ def train_language_model(
         steps=soft_steps, learning_rate=2e-3, workdir=workdir, optimizer_name="muon",
     )  # fmt: skip
     save_model(out, model, params, dtype="bfloat16")
+
+
+def _text_step(tokenizer, steps: int, step: int) -> dict[str, np.ndarray]:
+    return _batch(tokenizer, step, reading=step < READING * steps)
+
+
+def _soft_step(tokenizer, steps: int, step: int) -> dict[str, np.ndarray]:
+    """After `steps` of text."""
+    text = _batch(tokenizer, steps + step, reading=False)
+    few = {name: array[:TEXT_ROWS] for name, array in text.items()}
+    return few | _soft_batch(tokenizer, step)
 
 
 def _batch(tokenizer, step: int, *, reading: bool) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ As the released small models have read what the large ones have, these have read
 descriptions by all authors, and questions about a description that stands in the question.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from core_jax.ops.execution import Execution
 from core_jax.ops.losses import token_cross_entropy
 from miniature import standins
 from miniature.pretrain.fit import fit
+from miniature.pretrain.made_ahead import made_ahead
 from miniature.world import STYLES, describe, sample_scene
 from miniature.world.dialogues import Turns, description, interview
 
@@ -66,10 +68,7 @@ def _train(
         return jnp.sum(losses * weights) / jnp.sum(weights), {}
 
     def batches(start: int) -> Iterator[dict]:
-        step = start
-        while True:
-            yield _batch(tokenizer, step)
-            step += 1
+        return made_ahead(functools.partial(_batch, tokenizer), start)
 
     learned = fit(
         out.name, params=params, loss=loss, make_batches=batches, steps=steps, learning_rate=6e-3,

@@ -134,14 +134,14 @@ def test_a_fingerprint_does_not_see_where_a_program_was_written():
 
 def test_a_fingerprint_sees_a_kernel_and_not_where_it_was_written():
     """Lowered for TPUs with and without source locations inside the kernel's own program."""
-    from core_jax.ops.splash import splash_attention
+    from core_jax.ops.splash import Causal, splash_attention
 
     def lower(causal, frames):
         jax.config.update("jax_traceback_in_locations_limit", frames)
         jax.clear_caches()
 
         def f(q, k, v):
-            return splash_attention(q, k, v, causal=causal, scale=1.0)
+            return splash_attention(q, k, v, mask=Causal() if causal else None, scale=1.0)
 
         x = jax.ShapeDtypeStruct((1, 128, 1, 128), jnp.bfloat16)
         return jax.jit(f).trace(x, x, x).lower(lowering_platforms=("tpu",))

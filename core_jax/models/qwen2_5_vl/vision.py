@@ -15,6 +15,7 @@ from core_jax.nn.stack import scan_layers
 from core_jax.ops.attention import dot_product_attention
 from core_jax.ops.execution import Execution
 from core_jax.ops.rope import apply_rope, axial_rope_angles
+from core_jax.ops.splash import Segments
 from core_jax.sharding import constrain
 
 _EPS = 1e-6
@@ -60,7 +61,7 @@ class _Attention(nn.Module):
 
         def whole(q, k, v):
             # Padding sees padding: no row is without a key, and nothing else sees it.
-            mask = segments[:, :, None] == segments[:, None, :]
+            mask = Segments(segments)
             return dot_product_attention(q, k, v, mask=mask, backend=self.execution.attention)
 
         def windowed(q, k, v):

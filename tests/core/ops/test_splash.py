@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from core_jax.ops.attention import causal_mask, dot_product_attention
-from core_jax.ops.splash import Causal, interpreted, kernel_fits
+from core_jax.ops.attention import causal_mask, dot_product_attention, segment_mask
+from core_jax.ops.splash import Causal, Segments, interpreted, kernel_fits
 from core_jax.sharding import make_mesh
 
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
@@ -36,19 +36,52 @@ def same(ours, theirs):
 
 @pytest.mark.parametrize(
     ("sizes", "causal"),
-    [({}, True), ({}, False), ({"queries": 128, "keys": 200}, False), ({"size": 128}, True)],
-    ids=["causal", "padded keys", "cross", "128"],
+    [
+        ({}, True), ({}, False), ({"queries": 128, "keys": 200}, False), ({"size": 128}, True),
+        ({"size": 80, "kv_heads": 4}, False),
+    ],
+    ids=["causal", "padded keys", "cross", "128", "padded heads"],
 )
 def test_results_and_gradients_are_plain_attention_s(sizes, causal):
     arrays = draw(**sizes)
-    assert kernel_fits(*arrays[:2], causal=causal)
+    mask = Causal() if causal else None
+    assert kernel_fits(*arrays[:2], mask=mask)
     with interpreted():
-        ours = outputs(arrays, Causal() if causal else None, "splash")
+        ours = outputs(arrays, mask, "splash")
     theirs = outputs(arrays, causal_mask(arrays[0].shape[1]) if causal else None, "xla")
     same(ours, theirs)
     if causal:  # a control: it is the mask that makes them equal
         with pytest.raises(AssertionError):
             same(ours, outputs(arrays, None, "xla"))
+
+
+def packed(rows, length):
+    """Segments of unequal length, other ones in each row; 0 at the end is padding."""
+    ends = np.array([[40 + 17 * row, 100 + 5 * row, 140] for row in range(rows)])
+    return jnp.asarray(1 + (np.arange(length) >= ends[:, :, None]).sum(1), jnp.int32) % 4
+
+
+def test_packed_sequences_see_themselves():
+    arrays, ids = draw(size=80, kv_heads=4), packed(2, 150)
+    assert kernel_fits(*arrays[:2], mask=Segments(ids))
+    with interpreted():
+        ours = outputs(arrays, Segments(ids), "splash")
+    same(ours, outputs(arrays, segment_mask(ids), "xla"))
+    same(ours, outputs(arrays, Segments(ids), "xla"))
+    with pytest.raises(AssertionError):  # a control: one token in another segment
+        same(ours, outputs(arrays, segment_mask(ids.at[1, 60].set(1)), "xla"))
+
+
+def test_segments_stay_with_their_rows():
+    arrays, ids = draw(rows=4, queries=140, keys=140), packed(4, 140)
+    mesh = make_mesh({"data": 4, "tensor": 2})
+    with interpreted(), jax.set_mesh(mesh):
+        ours = jax.jit(
+            lambda q, k, v, ids: dot_product_attention(q, k, v, mask=Segments(ids),
+                                                       backend="splash")
+        )(*arrays, ids)  # fmt: skip
+    theirs = dot_product_attention(*arrays, mask=segment_mask(ids))
+    np.testing.assert_allclose(ours, theirs, **TOLERANCE)
 
 
 def test_rows_and_heads_stay_on_their_devices():
@@ -58,7 +91,7 @@ def test_rows_and_heads_stay_on_their_devices():
         run = jax.jit(lambda q, k, v: dot_product_attention(q, k, v, mask=Causal(),
                                                            backend="splash"))  # fmt: skip
         ours = run(*arrays)
-        assert not kernel_fits(*draw(rows=3)[:2], causal=True)  # rows do not divide
+        assert not kernel_fits(*draw(rows=3)[:2], mask=Causal())  # rows do not divide
     assert ours.sharding.shard_shape(ours.shape) == (1, 128, 2, 64)
     theirs = dot_product_attention(*arrays, mask=causal_mask(128))
     np.testing.assert_allclose(ours, theirs, **TOLERANCE)
