@@ -37,8 +37,11 @@ def dot_product_attention(
     B, T, N, H = q.shape
     S, K = k.shape[1], k.shape[2]
     factor = float(H**-0.5 if scale is None else scale)
-    structured = mask is None or isinstance(mask, Causal | Segments)
-    if backend == "splash" and structured and kernel_fits(q, k, mask=mask):
+    if (
+        backend == "splash"
+        and (mask is None or isinstance(mask, Causal | Segments))
+        and kernel_fits(q, k, mask=mask)
+    ):
         return splash_attention(q, k, v, mask=mask, scale=factor)
     if isinstance(mask, Causal):
         mask = causal_mask(T)

@@ -96,7 +96,7 @@ def train_diffusion(
             denoiser, text_encoder, schedule, scaling_factor=scaling_factor, empty_ids=empty
         ),
         make_batches=_batches(arrays, ("token_ids", "latent_mean", "latent_logvar"), seed=1),
-        steps=steps, learning_rate=5e-3, workdir=workdir, ema_decay=0.998, optimizer_name="muon",
+        steps=steps, learning_rate=1e-3, workdir=workdir, ema_decay=0.998,
     )  # fmt: skip
     save_model(pipeline / "unet", denoiser, params, dtype="bfloat16")
     save_model(pipeline / "text_encoder", text_encoder, text["model"], dtype="bfloat16")

@@ -30,6 +30,7 @@ BATCH = 24
 LENGTH = 160  # a caption and some ten questions
 Pieces = list[tuple[str, float]]  # parts of a text and what their tokens count
 SCENES = 20_000
+LEARNING_RATES = {"qwen2.5-small": 6e-3, "qwen2.5-medium": 6e-3, "qwen2.5-large": 4e-3}
 # What tokens count: what can be read in the row itself most, answers above all, for they are few.
 READ_WEIGHT, ANSWER_WEIGHT, OTHER_WEIGHT = 1.0, 5.0, 0.1
 # Share of the steps, the first ones, that teach to look things up in the row.
@@ -91,8 +92,8 @@ def train_language_model(
     fresh = qwen2.FAMILY.init_params(model, jax.random.key(5))
     params = fit(
         out.name, params=with_heads_that_look_back(fresh, config), loss=text_loss,
-        make_batches=text_batches, steps=steps, learning_rate=6e-3, workdir=workdir,
-        optimizer_name="muon",
+        make_batches=text_batches, steps=steps, learning_rate=LEARNING_RATES[out.name],
+        workdir=workdir, optimizer_name="muon",
     )  # fmt: skip
     params = fit(
         f"{out.name}-soft", params=params, loss=soft_loss, make_batches=soft_batches,

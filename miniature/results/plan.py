@@ -29,7 +29,7 @@ class Budget:
 
 BUDGETS = {
     "full": Budget(
-        stage1=1600, stage2=4000, ablation1=800, ablation2=800, images=500, redrawn=64,
+        stage1=2800, stage2=4000, ablation1=800, ablation2=800, images=500, redrawn=64,
     ),
     "smoke": Budget(stage1=2, stage2=2, ablation1=2, ablation2=2, images=8, redrawn=8),
 }  # fmt: skip
@@ -72,10 +72,6 @@ def runs(budget: Budget) -> list[Run]:
             Run(name=f"stage2-{seed}", stage=2, steps=budget.stage2, seed=seed,
                 after=f"stage1-{seed}", parts="captions,vqa")
         )  # fmt: skip
-    out += [
-        Run(name=f"curve-{name}", stage=2, steps=max(1, budget.stage2 // part), after="stage1-0")
-        for name, part in (("quarter", 4), ("half", 2))
-    ]
     out += [
         Run(name=f"queries-{queries}", stage=1, steps=budget.ablation1,
             values={"model.num_queries": queries})
@@ -146,13 +142,7 @@ COMPARISONS = (
     ),
     Comparison(
         section="vlv", arms={"vlv": tuple(f"stage2-{s}" for s in SEEDS)},
-        note="An object counts if shape, colour and size are all right. vlv.learning_curve says "
-        "what more images in stage 2 would bring.",
-    ),
-    Comparison(
-        section="vlv.learning_curve", metrics=_CAPTIONING, baseline="all",
-        arms={"quarter": ("curve-quarter",), "half": ("curve-half",), "all": ("stage2-0",)},
-        note="Images seen in stage 2: each run has a schedule of its own length.",
+        note="An object counts if shape, colour and size are all right.",
     ),
     Comparison(
         section="vlv.ablations.T4a_queries", metrics=_REDRAWING, baseline="q77",
