@@ -81,39 +81,37 @@ def test_stock_qwen_directory_in_transformers(qwen_pair, qwen):
     assert relative_error(ours, control[..., :QWEN_LM_ROWS]) > 1e-2
 
 
-def test_stock_directory_serves_as_an_assistant(qwen_pair, qwen):
-    """transformers' own speculative decoding: greedy answers stay the target's."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    _, out = qwen
+def assisted(torch, transformers, target, drafter):
+    """Both models in transformers, a question about a picture, and how it is answered."""
     load = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained
-    target, drafter = load(qwen_pair.target).eval(), load(out).eval()
-    processor = Qwen2_5_VLProcessor.from_pretrained(qwen_pair.target)
+    processor = Qwen2_5_VLProcessor.from_pretrained(target)
     ids = torch.tensor(processor([processor.render(QUESTION)], [[pictures()[0]]]).ids).long()
     patches, grid = processor.image_processor(pictures()[0])
     inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids),
                   pixel_values=torch.tensor(patches), image_grid_thw=torch.tensor([grid]),
                   mm_token_type_ids=(ids == 5).int())  # fmt: skip
     options = dict(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    return load(target).eval(), load(drafter).eval(), inputs, options
+
+
+def test_stock_directory_serves_as_an_assistant(qwen_pair, qwen):
+    """transformers' own speculative decoding: greedy answers stay the target's."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    _, out = qwen
+    target, drafter, inputs, options = assisted(torch, transformers, qwen_pair.target, out)
     want = target.generate(**inputs, **options)
     got = target.generate(**inputs, **options, assistant_model=drafter)
     assert torch.equal(got, want)
-    assert len(set(want[0, ids.shape[1] :].tolist())) > 1
+    assert len(set(want[0, inputs["input_ids"].shape[1] :].tolist())) > 1
 
 
 def test_the_cards_lines_show_the_image_to_an_assistant(qwen_pair, qwen, monkeypatch):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     _, out = qwen
-    load = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained
-    target, drafter = load(qwen_pair.target).eval(), load(out).eval()
-    processor = Qwen2_5_VLProcessor.from_pretrained(qwen_pair.target)
-    ids = torch.tensor(processor([processor.render(QUESTION)], [[pictures()[0]]]).ids).long()
-    patches, grid = processor.image_processor(pictures()[0])
-    images = dict(pixel_values=torch.tensor(patches), image_grid_thw=torch.tensor([grid]))
-    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), **images,
-                  mm_token_type_ids=(ids == 5).int())  # fmt: skip
-    options = dict(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    target, drafter, inputs, options = assisted(torch, transformers, qwen_pair.target, out)
+    images = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
     looks = []
     look = drafter.model.visual.forward
     monkeypatch.setattr(
