@@ -36,11 +36,16 @@ SIZES = (*RANDOM_SIZES, "mini")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_pair_arguments(parser)
+    parser.add_argument("--gamma", type=int, default=5, help="drafts of a window")
+    parser.add_argument("--prompts", type=int, default=4, help="pictures that a call asks about")
+
+
+def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which target and drafter, and how long they answer."""
     parser.add_argument("--size", choices=SIZES, default="larger")
     parser.add_argument("--target", type=pathlib.Path, default=MINI.target, help="of mini")
     parser.add_argument("--drafter", type=pathlib.Path, default=MINI.drafter, help="of mini")
-    parser.add_argument("--gamma", type=int, default=5, help="drafts of a window")
-    parser.add_argument("--prompts", type=int, default=4, help="pictures that a call asks about")
     parser.add_argument("--new", type=int, default=64, help="most tokens of an answer")
     parser.add_argument("--noise", type=float, default=0.03, help="in a random drafter's weights")
 
@@ -81,7 +86,8 @@ def _count(arguments: Arguments) -> int:
     return 1 if arguments.size == "tiny" else arguments.prompts
 
 
-def _new(arguments: Arguments) -> int:
+def new_tokens(arguments: Arguments) -> int:
+    """Most tokens of an answer."""
     return 8 if arguments.size == "tiny" else arguments.new
 
 
@@ -106,9 +112,10 @@ def open_pair(arguments: Arguments, folder: pathlib.Path) -> tuple[Any, Any]:
 
 def _ours(arguments: Arguments, folder: pathlib.Path) -> Measured:
     from massv_jax import SpeculativeDecoder
+    from massv_jax.speculative.counts import Statistics
 
     target, drafter = open_pair(arguments, folder)
-    seen, new = np.load(folder / "pictures.npy"), _new(arguments)
+    seen, new = np.load(folder / "pictures.npy"), new_tokens(arguments)
     sessions: list[Any] = []
 
     def call_of(decoder: SpeculativeDecoder, gamma: int) -> Callable[[], np.ndarray]:
@@ -134,11 +141,10 @@ def _ours(arguments: Arguments, folder: pathlib.Path) -> Measured:
     measured.outputs[SPECULATIVE] = measured.time(SPECULATIVE, drafted, repeats=repeats)
     measured.seconds[HIDDEN] = measured.seconds[SPECULATIVE]
     measured.outputs[HIDDEN] = measured.outputs[SPECULATIVE]
-    counts = [session.statistics().total for session in sessions]
-    rounds, emitted = (sum(int(c[0]) for c in (getattr(s, name) for s in counts))
-                       for name in ("rounds", "emitted"))  # fmt: skip
+    total = Statistics.concatenate([session.statistics() for session in sessions]).total
     tokens = int((measured.outputs[PLAIN] >= 0).sum())
-    measured.facts |= {"tokens a call": tokens, "tokens a round": emitted / rounds}
+    measured.facts["tokens a call"] = tokens
+    measured.facts["tokens a round"] = float(total.emitted_length[0])
     return measured
 
 
@@ -148,7 +154,7 @@ def _theirs(arguments: Arguments, folder: pathlib.Path) -> Measured:
 
     torch = load_torch(arguments.threads)
     cls = load_class("transformers", "Qwen2_5_VLForConditionalGeneration")
-    pair, new = _pair(arguments, folder), _new(arguments)
+    pair, new = _pair(arguments, folder), new_tokens(arguments)
     target, assistant = (
         cls.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
         for path in (pair.target, pair.drafter)

@@ -17,19 +17,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alternate import Arguments, Benchmark, UnavailableError, main
-from benchmarks.speculative import MINI, QUESTION, SIZES, open_pair, prepare
+from benchmarks.speculative import (
+    QUESTION,
+    add_pair_arguments,
+    new_tokens,
+    open_pair,
+    prepare,
+)
 from benchmarks.timing import Measured
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", choices=SIZES, default="larger")
-    parser.add_argument("--target", type=pathlib.Path, default=MINI.target, help="of mini")
-    parser.add_argument("--drafter", type=pathlib.Path, default=MINI.drafter, help="of mini")
+    add_pair_arguments(parser)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--gammas", type=int, nargs="+", default=[1, 2, 3, 5, 7, 10])
     parser.add_argument("--gamma", type=int, default=5, help="of the profile")
-    parser.add_argument("--new", type=int, default=64, help="most tokens of an answer")
-    parser.add_argument("--noise", type=float, default=0.03, help="in a random drafter's weights")
     parser.set_defaults(prompts=16)
 
 
@@ -41,7 +43,7 @@ def _ours(arguments: Arguments, folder: pathlib.Path) -> Measured:
     target, drafter = open_pair(arguments, folder)
     plain, drafted = (SpeculativeDecoder(target, d) for d in (None, drafter))
     batches, gammas = ([2], [2]) if tiny else (arguments.batches, arguments.gammas)
-    new, measured = 8 if tiny else arguments.new, Measured()
+    new, measured = new_tokens(arguments), Measured()
     seen = np.load(folder / "pictures.npy")
     for batch in batches:
         rows = np.resize(seen, (batch, *seen.shape[1:]))

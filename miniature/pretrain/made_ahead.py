@@ -1,7 +1,8 @@
 """Batches made ahead of their use by another process.
 
-Texts are put together and tokenised in Python, which one thread of this process can do at a time;
-beside a small network's steps that was most of the time.
+Texts are put together and tokenised in Python, which only one thread of a process does at a time.
+The steps of the largest language model took no less time for it (its own work is what takes long);
+for the small one that has not been measured.
 """
 
 import collections
