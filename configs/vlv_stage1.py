@@ -40,15 +40,16 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _mini(config: ConfigDict) -> None:
-    steps = 1200
+    steps = 800  # to a loss of 0.086; 0.077 after 1,200, and captions are no better
     config.model = common.mini_model()
     config.data = common.mini_data()
-    config.run = common.run(steps, save_every=600, sample_every=600)
+    config.run = common.run(steps, save_every=400, sample_every=400)
     # What is pretrained moves slowly: at 3e-4 it forgets shapes (a probe of the caption embeddings
     # finds 62 % in place of 85 %, and 89 % before training), at 1e-3 even the places. The fresh
-    # queries and their projection have to move fast.
+    # queries and their projection have to move fast: after 400 steps the loss is 0.175 at 10 times
+    # this rate, 0.157 at 30, 0.112 at 100 and 0.154 at 300.
     config.optimizer.update(learning_rate=1e-4, warmup_steps=50, total_steps=steps)
-    config.optimizer.lr_multipliers = ((r"bridge/.*", 10.0),)
+    config.optimizer.lr_multipliers = ((r"bridge/.*", 100.0),)
     config.denoising.min_timestep = 200  # below, the latents show nearly everything themselves
     config.sampling = common.mini_sampling()
     config.evaluation = common.mini_evaluation()

@@ -58,17 +58,18 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _mini(config: ConfigDict, language_model: str) -> None:
-    steps = 2000
+    steps = 2200
     config.model = common.mini_model(language_model)
     config.data = common.mini_data()
-    config.run = common.run(steps, save_every=1000, sample_every=1000, init_from="runs/demo/stage1")
+    config.run = common.run(steps, save_every=1100, sample_every=1100, init_from="runs/demo/stage1")
     # Muon gets with 1,400 steps where AdamW is after 2,000, and a step takes a tenth longer.
-    # The projector alone is fresh. The encoder moves about as fast as in stage 1: at the language
-    # model's rate it forgets more than it learns (AdamW, 300 steps: 0.54 nats a token; 0.43 here).
+    # The projector alone is fresh. The encoder moves slowly: at the language model's it forgets
+    # more than it learns (AdamW, 300 steps: 0.54 nats a token; 0.43 at 0.3), and at 0.3 it is worse
+    # at combinations that no training scene has (0.79 of the objects right; 0.80 here).
     config.optimizer.update(
         name="muon", learning_rate=7e-4, warmup_steps=50, total_steps=steps
     )
-    config.optimizer.lr_multipliers = ((r"projector/.*", 10.0), (r"florence2/.*", 0.3))
+    config.optimizer.lr_multipliers = ((r"projector/.*", 10.0), (r"florence2/.*", 0.1))
     # Without stage 1's loss the pixel error of what is redrawn doubles; two images of the batch's
     # eight are enough to keep it.
     config.captioning.update(reconstruction_weight=1.0, reconstruction_every=4)

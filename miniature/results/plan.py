@@ -12,7 +12,7 @@ BART = r"florence2/language_model/(encoder|decoder)/.*"
 BRIDGE = r"bridge/.*"
 # How fast each part moves, against the base rate; as in configs/vlv_stage2.py, and the queries as
 # fast as in stage 1.
-PACES = {PROJECTOR: 10.0, BART: 0.3, BRIDGE: 2.0}
+PACES = {PROJECTOR: 10.0, BART: 0.1, BRIDGE: 14.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Budget:
 
 BUDGETS = {
     "full": Budget(
-        stage1=2800, stage2=4000, ablation1=800, ablation2=800, images=500, redrawn=64,
+        stage1=2600, stage2=5200, ablation1=600, ablation2=400, images=500, redrawn=64,
     ),
     "smoke": Budget(stage1=2, stage2=2, ablation1=2, ablation2=2, images=8, redrawn=8),
 }  # fmt: skip
