@@ -16,7 +16,7 @@ _SIZES = {
     "3b": "hub/Qwen/Qwen2.5-3B",
 }
 _MINI = {
-    "mini": "qwen2.5-large",
+    "mini": "qwen2.5-medium",
     "mini-small": "qwen2.5-small",
     "mini-medium": "qwen2.5-medium",
     "mini-large": "qwen2.5-large",

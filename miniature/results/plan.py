@@ -29,7 +29,7 @@ class Budget:
 
 BUDGETS = {
     "full": Budget(
-        stage1=2600, stage2=5200, ablation1=600, ablation2=400, images=500, redrawn=64,
+        stage1=2600, stage2=6800, ablation1=600, ablation2=500, images=500, redrawn=64,
     ),
     "smoke": Budget(stage1=2, stage2=2, ablation1=2, ablation2=2, images=8, redrawn=8),
 }  # fmt: skip
@@ -90,7 +90,7 @@ def runs(budget: Budget) -> list[Run]:
             Run(name=name, stage=2, steps=budget.ablation2, after=after,
                 values=_captioning_alone(trainable))
         )  # fmt: skip
-    for size in ("small", "medium"):
+    for size in ("small", "large"):
         name = f"qwen2.5-{size}"
         out.append(
             Run(name=size, stage=2, steps=budget.ablation2, after="stage1-0",
@@ -160,8 +160,8 @@ COMPARISONS = (
         note="Images seen in stage 1, as in the paper's table 5a.",
     ),
     Comparison(
-        section="vlv.ablations.T5b_language_model", metrics=_CAPTIONING, baseline="large",
-        arms={"small": ("small",), "medium": ("medium",), "large": ("mlp_llm",)},
+        section="vlv.ablations.T5b_language_model", metrics=_CAPTIONING, baseline="medium",
+        arms={"small": ("small",), "medium": ("mlp_llm",), "large": ("large",)},
         note="Size of the language model, as in the paper's table 5b.",
     ),
     Comparison(
