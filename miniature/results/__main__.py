@@ -92,7 +92,7 @@ def _values(planned: Run, folder: pathlib.Path, shared: dict) -> dict[str, Any]:
 
 def _train(planned: Run, folder: pathlib.Path, shared: dict) -> None:
     run(
-        "vlv_jax.train", config=f"configs/vlv_stage{planned.stage}.py:mini",
+        "vlv_jax.train", config=planned.config,
         workdir=folder / planned.name, config_values=_values(planned, folder, shared),
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ def _evaluate(planned: Run, folder: pathlib.Path, shared: dict, budget: Budget) 
     parts = planned.evaluated_parts
     answering = {"answerer": standins.CHECKPOINTS / LARGEST} if "vqa" in parts else {}
     run(
-        "vlv_jax.evaluate", config=f"configs/vlv_stage{planned.stage}.py:mini",
+        "vlv_jax.evaluate", config=planned.config,
         workdir=folder / planned.name, out=folder / planned.name,
         parts=parts, config_values=values, **answering,
     )  # fmt: skip
@@ -116,7 +116,7 @@ def _show(folder: pathlib.Path, shared: dict, budget: Budget, out: pathlib.Path)
     planned = next(r for r in runs(budget) if r.stage == 2)
     shown = {"evaluation.num_captions": GALLERY, "evaluation.num_redrawn": GALLERY}
     run(
-        "vlv_jax.evaluate", config="configs/vlv_stage2.py:mini", workdir=folder / planned.name,
+        "vlv_jax.evaluate", config=planned.config, workdir=folder / planned.name,
         out=out, parts="captions,reconstruction", title=TITLE,
         config_values=_values(planned, folder, shared) | shown,
     )  # fmt: skip

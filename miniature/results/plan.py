@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-from miniature import standins
-
 SEEDS = (0, 1, 2)
 # What a stage-2 run trains: vlv_jax.stage2.TRAINABLE_* in the words of a command line.
 PROJECTOR, LANGUAGE_MODEL = r"projector/.*", r"language_model/.*"
@@ -12,7 +10,7 @@ BART = r"florence2/language_model/(encoder|decoder)/.*"
 BRIDGE = r"bridge/.*"
 # How fast each part moves, against the base rate; as in configs/vlv_stage2.py, and the queries as
 # fast as in stage 1.
-PACES = {PROJECTOR: 10.0, BART: 0.1, BRIDGE: 14.0}
+PACES = {PROJECTOR: 10.0, BART: 0.06, BRIDGE: 8.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +42,7 @@ class Run:
       stage: 1 or 2.
       steps: of training.
       seed: of training.
+      variant: of the config.
       after: name of the stage-1 run it starts from; empty: none.
       values: further config values.
       parts: of `vlv_jax.evaluate`; those that the run is compared by.
@@ -53,9 +52,15 @@ class Run:
     stage: int
     steps: int
     seed: int = 0
+    variant: str = "mini"
     after: str = ""
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     parts: str = ""
+
+    @property
+    def config(self) -> str:
+        """As on a command line."""
+        return f"configs/vlv_stage{self.stage}.py:{self.variant}"
 
     @property
     def evaluated_parts(self) -> str:
@@ -91,11 +96,9 @@ def runs(budget: Budget) -> list[Run]:
                 values=_captioning_alone(trainable))
         )  # fmt: skip
     for size in ("small", "large"):
-        name = f"qwen2.5-{size}"
         out.append(
-            Run(name=size, stage=2, steps=budget.ablation2, after="stage1-0",
-                values={"model.language_model": standins.CHECKPOINTS / name}
-                | _captioning_alone((PROJECTOR, LANGUAGE_MODEL)))
+            Run(name=size, stage=2, variant=f"mini-{size}", steps=budget.ablation2,
+                after="stage1-0", values=_captioning_alone((PROJECTOR, LANGUAGE_MODEL)))
         )  # fmt: skip
     return out
 
