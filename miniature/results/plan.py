@@ -27,7 +27,7 @@ class Budget:
 
 BUDGETS = {
     "full": Budget(
-        stage1=2600, stage2=6800, ablation1=600, ablation2=500, images=500, redrawn=64,
+        stage1=3200, stage2=6800, ablation1=600, ablation2=500, images=500, redrawn=64,
     ),
     "smoke": Budget(stage1=2, stage2=2, ablation1=2, ablation2=2, images=8, redrawn=8),
 }  # fmt: skip
