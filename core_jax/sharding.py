@@ -284,6 +284,19 @@ def keep_rows(x: jax.Array) -> jax.Array:
     return constrain(x, "batch", *[None] * (x.ndim - 1))
 
 
+def mesh_of(tree: Tree) -> contextlib.AbstractContextManager:
+    """Sets the mesh that a tree's arrays lie on, unless one is set or they lie on none.
+
+    A jitted program has to see the mesh to give a fused kernel a part of it: core_jax.ops.splash.
+    """
+    leaf = next(iter(jax.tree.leaves(tree)), None)
+    sharding = getattr(leaf, "sharding", None)
+    set_already = not jax.sharding.get_abstract_mesh().empty
+    if set_already or not isinstance(sharding, jax.sharding.NamedSharding):
+        return contextlib.nullcontext()
+    return jax.set_mesh(sharding.mesh)  # type: ignore[arg-type]
+
+
 def abstract_like(tree: Tree, shardings: Tree) -> Tree:
     """Shapes and dtypes of `tree` with shardings attached, as restoring and lowering need them.
 

@@ -18,6 +18,7 @@ from PIL import Image
 from core_jax.data.images import BadImage, ImageLimits
 from core_jax.data.llava import open_images
 from core_jax.data.sources import Example, Source
+from core_jax.sharding import mesh_of
 from massv_jax.answers import AnsweredTurn, AnswerRecord
 from massv_jax.distilling_files import Chunk, Problem
 from massv_jax.distilling_instructions import (
@@ -30,7 +31,7 @@ from massv_jax.distilling_instructions import (
 from massv_jax.distilling_scores import top_logprobs
 from massv_jax.experiment import DistillConfig
 from massv_jax.speculative.accept import StopReason
-from massv_jax.speculative.decoder import Session, SpeculativeDecoder, mesh_of
+from massv_jax.speculative.decoder import Session, SpeculativeDecoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from core_jax.data.images import BadImage, Reason, decode_image
 from core_jax.data.sources import Source, open_source
 from core_jax.files import remove_unfinished, sync_folder, write_whole
 from core_jax.partition import flatten
-from core_jax.sharding import make_mesh
+from core_jax.sharding import make_mesh, mesh_of
 from core_jax.watchdog import HEARTBEATS, Watchdog
 from vlv_jax import networks as names
 from vlv_jax.batches import ImageViews, policy_of, views_of
@@ -95,7 +95,8 @@ class _Towers:
             key: jax.device_put(np.stack([row[key] for row in padded]), self.sharding)
             for key in ("florence_image", "image")
         }
-        encoded = encode_views(self.networks, self.params, pixels)
+        with mesh_of(self.params):
+            encoded = encode_views(self.networks, self.params, pixels)
         return encoded | {"features": encoded["features"].astype(self.dtype)}
 
     def layout(self, views: ImageViews) -> Layout:

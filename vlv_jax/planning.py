@@ -85,7 +85,7 @@ def abstract_cache(experiment: Experiment, mesh: Mesh) -> AbstractProgram:
     }
     pixels = abstract_like(pixels, rows_sharding(mesh))
     return AbstractProgram(
-        fn=encode_views, arguments=(networks, towers, pixels),
+        fn=encode_views, arguments=(networks, towers, pixels), mesh=mesh,
         parts={"frozen": towers, "batch": pixels}, rows=rows,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from core_jax.data.pipeline import evaluation_batches
 from core_jax.data.sources import open_source
 from core_jax.files import write_whole
 from core_jax.partition import merge
+from core_jax.sharding import mesh_of
 from vlv_jax.batches import make_transform, policy_of, views_of
 from vlv_jax.captioning import decode_texts, generate_captions
 from vlv_jax.encoding import caption_embeddings, context_of, image_features
@@ -87,9 +88,7 @@ def make_sample_hook(
             return context, None
         return context, prefix_embeddings(networks, params, context)
 
-    def hook(step: int, state: Any) -> None:
-        trainable = state.params if state.ema is None else state.ema
-        params = merge(jax.tree.map(lambda x: x.astype(dtype), trainable), frozen)
+    def save(step: int, params: Any) -> None:
         context, prefix = contexts(params)
         key = jax.random.key(sampling.seed)
         redrawn = redraw(networks, params, context, key, sampling, latent_size=size)
@@ -107,5 +106,10 @@ def make_sample_hook(
             png = io.BytesIO()
             draw_sheet(originals, np.asarray(redrawn), captions).save(png, "PNG")
             write_whole(file, png.getvalue())
+
+    def hook(step: int, state: Any) -> None:
+        trainable = state.params if state.ema is None else state.ema
+        with mesh_of(trainable):
+            save(step, merge(jax.tree.map(lambda x: x.astype(dtype), trainable), frozen))
 
     return hook

@@ -16,12 +16,13 @@ from jaxtyping import Array, Float, Int
 
 from core_jax.decode.sampling import SamplingRule
 from core_jax.decode.target import WindowDecoder
+from core_jax.sharding import mesh_of
 from massv_jax.distilling_scores import read_answer
 from massv_jax.evaluation.acceptance import Measured
 from massv_jax.evaluation.prompts import Question
 from massv_jax.experiment import DecodingConfig
 from massv_jax.speculative.accept import warp_window
-from massv_jax.speculative.decoder import Session, SpeculativeDecoder, mesh_of
+from massv_jax.speculative.decoder import Session, SpeculativeDecoder
 from massv_jax.speculative.drafting import NetworkProposer
 
 BINS = 20

@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 
 from core_jax.decode.target import Target, TargetInputs
+from core_jax.sharding import mesh_of
 from massv_jax.evaluation.acceptance import Measured
 from massv_jax.evaluation.prompts import Question
 from massv_jax.experiment import DecodingConfig
 from massv_jax.speculative.counts import Statistics
-from massv_jax.speculative.decoder import SpeculativeDecoder, mesh_of
+from massv_jax.speculative.decoder import SpeculativeDecoder
 from massv_jax.speculative.drafting import NetworkProposer
 
 Shown = Literal["true", "blank", "other", "none"]

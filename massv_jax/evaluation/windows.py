@@ -15,11 +15,12 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from core_jax.decode.target import WindowDecoder
+from core_jax.sharding import mesh_of
 from massv_jax.distilling_scores import read_answer
 from massv_jax.evaluation.acceptance import Measured
 from massv_jax.evaluation.prompts import Question
 from massv_jax.experiment import DecodingConfig
-from massv_jax.speculative.decoder import SpeculativeDecoder, mesh_of
+from massv_jax.speculative.decoder import SpeculativeDecoder
 
 KEPT = 8  # most likely tokens of a step whose logits are kept
 

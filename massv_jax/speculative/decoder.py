@@ -1,6 +1,5 @@
 """`SpeculativeDecoder`: questions and images in, texts and counts out."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from core_jax.decode.sampling import SamplingRule
 from core_jax.decode.target import Prompt, Target
+from core_jax.sharding import mesh_of
 from massv_jax.speculative.accept import StopReason
 from massv_jax.speculative.adaptive import GammaChoice, GammaPolicy, policy_of
 from massv_jax.speculative.counts import Statistics
@@ -327,16 +327,6 @@ class SpeculativeDecoder:
             statistics=Statistics.concatenate([statistics for _, _, statistics in parts]),
             choices=tuple(choices),
         )
-
-
-def mesh_of(params: Any) -> contextlib.AbstractContextManager:
-    """Sets the mesh that parameters lie on, unless one is set."""
-    leaf = next(iter(jax.tree.leaves(params)), None)
-    sharding = getattr(leaf, "sharding", None)
-    set_already = not jax.sharding.get_abstract_mesh().empty
-    if set_already or not isinstance(sharding, jax.sharding.NamedSharding):
-        return contextlib.nullcontext()
-    return jax.set_mesh(sharding.mesh)  # type: ignore[arg-type]
 
 
 def _rule(temperature: float, top_k: int, top_p: float) -> SamplingRule:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from core_jax.decode.target import Prompt
-from massv_jax.speculative.decoder import RequestError, SpeculativeDecoder, mesh_of
+from core_jax.sharding import mesh_of
+from massv_jax.speculative.decoder import RequestError, SpeculativeDecoder
 from massv_jax.speculative.loop import (
     LoopState,
     Params,

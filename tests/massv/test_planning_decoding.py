@@ -7,12 +7,11 @@ import pytest
 from PIL import Image
 
 from core_jax.config import ConfigError, to_dataclass
-from core_jax.sharding import make_mesh
+from core_jax.sharding import make_mesh, mesh_of
 from massv_jax import planning_decoding
 from massv_jax.distilling import make_answerer
 from massv_jax.experiment import Experiment
 from massv_jax.planning_decoding import abstract_decoding
-from massv_jax.speculative.decoder import mesh_of
 from massv_jax.speculative.loop import advance, start
 
 SIDE = 48  # of the largest square that 40 image tokens of 8 x 8 pixels allow
