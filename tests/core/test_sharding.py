@@ -145,6 +145,21 @@ def test_use_rules_changes_constrain(mesh):
     assert out.sharding.is_equivalent_to(NamedSharding(mesh, P("tensor")), 1)
 
 
+def test_mesh_of_sets_the_mesh_of_arrays_unless_one_is_set(mesh):
+    def seen():
+        return dict(jax.sharding.get_abstract_mesh().shape)
+
+    placed = {"x": jax.device_put(jnp.ones(8), NamedSharding(mesh, P()))}
+    with sharding.mesh_of(placed):
+        assert seen() == dict(mesh.shape)
+    other = sharding.make_mesh({"data": 8})
+    with jax.set_mesh(other), sharding.mesh_of(placed):
+        assert seen() == {"data": 8}
+    for tree in ({"x": jnp.ones(8)}, {"x": np.ones(8)}, {}):
+        with sharding.mesh_of(tree):
+            assert seen() == {}
+
+
 def test_abstract_like(mesh):
     shardings = sharding.param_shardings(abstract(), AXES, sharding.DEFAULT_RULES, mesh)
     out = sharding.abstract_like(abstract(), shardings)

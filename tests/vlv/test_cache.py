@@ -234,7 +234,13 @@ def test_a_killed_job_goes_on_where_it_stopped(world, tmp_path, monkeypatch, cap
     monkeypatch.setattr(
         cache_module, "_write_shard", lambda o, f, *r: written.append(f) or real(o, f, *r)
     )
+    real_towers, meshes = cache_module.encode_views, []
+    monkeypatch.setattr(
+        cache_module, "encode_views",
+        lambda *args: meshes.append(jax.sharding.get_abstract_mesh()) or real_towers(*args),
+    )  # fmt: skip
     assert build_cache(world.experiment(), tmp_path, **options) == 0
+    assert meshes[-1].axis_names == ("data",)  # fused attention needs to see it
     assert written == [shard_names(s, 3) for s in range(3)]
     assert build_cache(world.experiment(), tmp_path, **options) == 0  # nothing to do
     assert len(written) == 3
