@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _mini(config: ConfigDict) -> None:
-    steps = 800  # to a loss of 0.086; 0.077 after 1,200, and captions are no better
+    steps = 800  # to a loss of 0.086; 0.077 after 1,200
     config.model = common.mini_model()
     config.data = common.mini_data()
     config.run = common.run(steps, save_every=400, sample_every=400)
