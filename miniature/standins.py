@@ -156,9 +156,9 @@ _SPARE_ROWS = 8  # released targets' tables are padded further than those of sma
 
 
 def qwen2_5_vl_config(tokenizer) -> Qwen2_5_VLConfig:
-    """The language model is `qwen2.5-large` with positions in three directions."""
+    """The language model is `qwen2.5-medium` with positions in three directions."""
     base = language_model_config(
-        "qwen2.5-large", len(tokenizer) + _SPARE_ROWS, tokenizer.eos_token_id,
+        "qwen2.5-medium", len(tokenizer) + _SPARE_ROWS, tokenizer.eos_token_id,
         tokenizer.pad_token_id,
     )  # fmt: skip
     fields = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
@@ -172,7 +172,7 @@ def qwen2_5_vl_config(tokenizer) -> Qwen2_5_VLConfig:
         )
     }  # fmt: skip
     vision = Qwen2_5_VLVisionConfig(
-        depth=4, hidden_size=96, num_heads=3, intermediate_size=256,
+        depth=4, hidden_size=64, num_heads=2, intermediate_size=176,
         patch_size=TARGET_PATCH_SIZE, window_size=TARGET_IMAGE_SIZE // 2,
         out_hidden_size=text.hidden_size, fullatt_block_indexes=(1, 3),
     )  # fmt: skip
@@ -211,12 +211,12 @@ def gemma_ends(tokenizer) -> tuple[int, int]:
 def gemma_3_config(tokenizer) -> Gemma3Config:
     """Two local layers to a global one, where the released have five."""
     text = _gemma_text_config(
-        tokenizer, rows=len(tokenizer) + _SPARE_ROWS, width=160, layers=6, pattern=3
+        tokenizer, rows=len(tokenizer) + _SPARE_ROWS, width=96, layers=3, pattern=3
     )
     return Gemma3Config(
         text_config=text,
         vision_config=SiglipVisionConfig(
-            hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=3,
+            hidden_size=64, intermediate_size=256, num_hidden_layers=4, num_attention_heads=2,
             image_size=TARGET_IMAGE_SIZE, patch_size=TARGET_PATCH_SIZE,
         ),
         mm_tokens_per_image=36,

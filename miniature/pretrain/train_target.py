@@ -2,7 +2,7 @@
 
 They answer in the 'default' author's words. First the tower learns what is in every cell, then all
 learns to describe pictures and to answer questions about them. Qwen's language model starts from
-`qwen2.5-large`, as Qwen2.5-VL started from Qwen2.5; Gemma's learns here.
+`qwen2.5-medium`, as Qwen2.5-VL started from Qwen2.5; Gemma's learns here.
 """
 
 import json
@@ -33,13 +33,15 @@ INTERVIEW_WEIGHT = 3.0  # of an answer's token: interviews have few
 def train_qwen2_5_vl(
     out: pathlib.Path, workdir: pathlib.Path, *, tower_steps: int, steps: int, num_images: int
 ) -> None:
-    """Qwen2.5-VL, its language model from the directory `qwen2.5-large` beside `out`."""
+    """Qwen2.5-VL, its language model from the directory `qwen2.5-medium` beside `out`."""
     reader = Qwen2_5_VLReader.make(out)
     params = reader.family.init_params(reader.model, jax.random.key(7))
-    _, language = load_model(out.parent / "qwen2.5-large", dtype="float32")
+    _, language = load_model(out.parent / "qwen2.5-medium", dtype="float32")
     params |= {"language_model": _with_rows(language, params["language_model"])}
-    tower = ("visual",)
-    _train(reader, params, tower, out, workdir, tower_steps, steps, num_images)
+    _train(
+        reader, params, ("visual",), out, workdir, tower_steps=tower_steps, steps=steps,
+        num_images=num_images, learning_rate=3e-3,
+    )  # fmt: skip
     ends = [
         reader.processor.config.text_config.eos_token_id,
         reader.processor.tokenizer.pad_token_id,
@@ -53,8 +55,10 @@ def train_gemma_3(
     """Gemma 3."""
     reader = Gemma3Reader.make(out)
     params = reader.family.init_params(reader.model, jax.random.key(8))
-    tower = ("vision_tower",)
-    _train(reader, params, tower, out, workdir, tower_steps, steps, num_images)
+    _train(
+        reader, params, ("vision_tower",), out, workdir, tower_steps=tower_steps, steps=steps,
+        num_images=num_images, learning_rate=6e-3,
+    )  # fmt: skip
     ends = list(reader.model.config.eos_token_id)
     _write_json(out / "generation_config.json", {"eos_token_id": ends})
 
@@ -72,9 +76,11 @@ def _train(
     tower: tuple[str, ...],
     out: pathlib.Path,
     workdir: pathlib.Path,
+    *,
     tower_steps: int,
     steps: int,
     num_images: int,
+    learning_rate: float,
 ) -> None:
     pixels = images("train", 0, num_images, cache=workdir / "data")
     all_scenes = scenes("train", 0, num_images)
@@ -87,7 +93,7 @@ def _train(
     learned = fit(
         out.name, params={"model": params | seen["model"], "probe": seen["probe"]},
         loss=_loss(reader), make_batches=_batches(reader, pixels, all_scenes, labels), steps=steps,
-        learning_rate=1e-3, workdir=workdir, ema_decay=0.995,
+        learning_rate=learning_rate, workdir=workdir, ema_decay=0.995, optimizer_name="muon",
     )  # fmt: skip
     save_model(out, reader.model, learned["model"], dtype="bfloat16")
     _write_json(out / "preprocessor_config.json", dict(reader.preprocessor))

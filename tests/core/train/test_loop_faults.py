@@ -35,7 +35,7 @@ def test_a_hanging_loader_is_named(tmp_path, monkeypatch, capfd):
                 released.wait(60)
             yield batch
 
-    config = LoopConfig(total_steps=4, log_every=1, save_every=100, hang_seconds=2.0)
+    config = LoopConfig(total_steps=4, log_every=1, save_every=100, hang_seconds=4.0)
     step, state, _ = tiny.setup(ema_decay=0.9)
     result = run_training(
         config, state=state, step_fn=step, frozen=tiny.frozen(), make_batches=hanging,
