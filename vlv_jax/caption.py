@@ -30,8 +30,12 @@ from vlv_jax.caption_files import (
     Item,
     all_records,
     check_settings,
+    finish_replacement,
     list_items,
+    note_settings,
+    partial_path,
     read_records,
+    recover_replacements,
     shard_path,
     sidecar_paths,
     write_sidecar,
@@ -87,14 +91,17 @@ def caption_inputs(
     _check_sidecars(texts, job.inputs)
     final = shard_path(job.output, job.process_index, job.process_count)
     final.parent.mkdir(parents=True, exist_ok=True)
+    settings, fingerprint = _settings(captioner), _fingerprint(captioner, job)
+    recover_replacements(job.output)
     if job.overwrite == "replace":
-        path = final.with_name(f"{final.name}.{_fingerprint(captioner, job)}.partial")
+        path = partial_path(final, fingerprint)
         done = read_records(path, repair=True)
     else:
         path = final
         read_records(path, repair=True)
         done = all_records(job.output)
-    check_settings(job.output, _settings(captioner), replace=job.overwrite == "replace")
+        check_settings(job.output, settings)
+        note_settings(final, settings)
     todo = [item for item in own if item.id not in done]
     _announce(len(own), len(todo), path)
     if job.overwrite == "skip":
@@ -112,7 +119,7 @@ def caption_inputs(
             failed += sum("error" in record for record in records)
             progress.add(len(records))
     if job.overwrite == "replace":
-        os.replace(path, final)
+        finish_replacement(job.output, fingerprint, job.process_index, job.process_count, settings)
     if todo:
         progress.close()
     if failed:

@@ -111,13 +111,18 @@ def test_what_the_output_has_is_skipped_or_replaced(captioner, images, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         run(captioner, images, out, overwrite="replace")
     assert json.loads(out.read_text().splitlines()[0]) == old
+    other = dataclasses.replace(captioner.sampling, seed=5)
+    with pytest.raises(KeyboardInterrupt):
+        run(dataclasses.replace(captioner, sampling=other), images, out, overwrite="replace")
+    with pytest.raises(SourceError, match="seed was"):  # the old captions are not its own
+        run(dataclasses.replace(captioner, sampling=other), images, out)
     sizes = []
     monkeypatch.setattr(caption, "_records", lambda c, b: sizes.append(len(b)) or real(c, b))
     replaced = run(captioner, images, out, overwrite="replace")
     assert sum(sizes) == 2  # the first block was 4 usable images and a broken one
     assert replaced[0] != old
     assert [r["id"] for r in replaced] == [r["id"] for r in records]
-    assert not list(tmp_path.glob("*.partial"))
+    assert len(list(tmp_path.glob("*.partial"))) == 1  # of the other seed
 
 
 def text_beside(folder: pathlib.Path, name: str) -> str:

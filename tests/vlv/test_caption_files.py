@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import tarfile
 
@@ -12,8 +13,13 @@ from PIL import Image
 from core_jax.data.sources import SourceError
 from vlv_jax.caption_files import (
     all_records,
+    check_settings,
+    finish_replacement,
     list_items,
+    note_settings,
+    partial_path,
     read_records,
+    recover_replacements,
     shard_path,
     sidecar_paths,
 )
@@ -139,3 +145,64 @@ def test_processes_write_their_own_files_and_see_all(tmp_path):
     out.write_text('{"id": "old"}\n{"id": "torn')
     assert set(all_records(out)) == {"0", "1", "2", "old"}
     assert shard_path(out, 2, 3).name == "c-00002-of-00003.jsonl"
+
+
+def write_records(file, *ids):
+    file.write_text("".join(json.dumps({"id": i, "caption": "x"}) + "\n" for i in ids))
+
+
+def begun(out, seed, count):
+    """Captions of some processes with some seed."""
+    for index in range(count):
+        write_records(shard_path(out, index, count), f"{seed}-{index}")
+        note_settings(shard_path(out, index, count), {"seed": seed})
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_settings_follow_the_captions_of_a_killed_replacement(tmp_path, monkeypatch, moves):
+    """Killed before the captions are moved, between the two moves, and after them."""
+    out = tmp_path / "c.jsonl"
+    begun(out, 1, 1)
+    write_records(partial_path(out, "f"), "new")
+    real, left = os.replace, iter(range(moves + 1))
+
+    def killed(source, target):
+        if not source.name.endswith(".tmp") and next(left) == moves:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    if moves < 2:
+        with pytest.raises(KeyboardInterrupt):
+            finish_replacement(out, "f", 0, 1, {"seed": 2})
+    else:
+        finish_replacement(out, "f", 0, 1, {"seed": 2})
+    monkeypatch.undo()
+    recover_replacements(out)
+    made_with = 2 if "new" in read_records(out) else 1
+    assert made_with == (2 if moves else 1)
+    check_settings(out, {"seed": made_with})
+    with pytest.raises(SourceError, match="seed was"):
+        check_settings(out, {"seed": 3 - made_with})
+
+
+def test_a_replacement_removes_what_other_numbers_of_processes_wrote(tmp_path):
+    out = tmp_path / "c.jsonl"
+    begun(out, 1, 1)
+    begun(out, 1, 3)
+    for index in (1, 0):
+        write_records(partial_path(shard_path(out, index, 2), "f"), f"new-{index}")
+        assert {"1-0", "1-2"} <= set(all_records(out))  # until all of them are whole
+        finish_replacement(out, "f", index, 2, {"seed": 2})
+    assert set(all_records(out)) == {"new-0", "new-1"}
+    check_settings(out, {"seed": 2})
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_all_processes_captions_have_one_setting(tmp_path):
+    out = tmp_path / "c.jsonl"
+    begun(out, 1, 2)
+    note_settings(shard_path(out, 1, 2), {"seed": 2})
+    for seed in (1, 2):
+        with pytest.raises(SourceError, match=r"-0000\d-of-00002\.jsonl was begun with other"):
+            check_settings(out, {"seed": seed})
