@@ -22,7 +22,8 @@ def sample_index(example_id: str) -> np.int32:
     It follows from the id, not from the position, so that a cache, another order, or another
     split into processes draws the same noise for the same picture at the same step.
     """
-    return np.int32(zlib.crc32(example_id.encode()) & 0x7FFFFFFF)
+    name = example_id.encode("utf-8", "surrogateescape")  # a file name may be no UTF-8
+    return np.int32(zlib.crc32(name) & 0x7FFFFFFF)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,10 @@ from core_jax.data.sources import (
     Example,
     Source,
     SourceError,
+    clean_text,
     read_json,
     read_jsonl,
+    unclean_name,
 )
 from core_jax.data.webdataset import WebdatasetSource
 from core_jax.files import write_whole
@@ -82,7 +84,9 @@ def read_manifest(path: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
         name = next((record[key] for key in _PATH_KEYS if key in record), None)
         if not isinstance(name, str) or not name or "\0" in name:
             raise SourceError(f"{where}: an entry is a path, or an object with one of {_PATH_KEYS}")
-        files.append(pathlib.Path(os.path.normpath(path.parent / name)))
+        file = pathlib.Path(os.path.normpath(path.parent / name))
+        raw = pathlib.Path(unclean_name(str(file)))
+        files.append(raw if raw != file and not file.exists() else file)
         ids.append(str(record.get("id", name)))
     if not files:
         raise SourceError(f"{path}: the manifest lists no image")
@@ -110,10 +114,11 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
 
 def list_items(inputs: Sequence[str]) -> list[Item]:
-    """Every image of the inputs, in their order; the same file twice is taken once.
+    r"""Every image of the inputs, in their order; the same file twice is taken once.
 
     Ids are paths as they were given (`photos/a/1.jpg`, `data/000.tar/000123`), or the manifest's
-    own; where two different images have one id, the second gets "#2".
+    own; where two different images have one id, the second gets "#2". Bytes of names that are no
+    UTF-8 become escapes (`caf\udce9.jpg`), which a manifest may have, too.
 
     Raises:
       SourceError: an input that does not exist, cannot be read, or holds no image.
@@ -129,10 +134,15 @@ def list_items(inputs: Sequence[str]) -> list[Item]:
             if place in seen:
                 continue
             seen.add(place)
-            times[item.id] += 1
-            number = times[item.id]
+            name = clean_text(item.id)
+            times[name] += 1
+            number = times[name]
             items.append(
-                item if number == 1 else dataclasses.replace(item, id=f"{item.id}#{number}")
+                dataclasses.replace(
+                    item,
+                    id=name if number == 1 else f"{name}#{number}",
+                    place={key: clean_text(value) for key, value in item.place.items()},
+                )
             )
         if not found:
             raise SourceError(f"{given}: no image ({', '.join(IMAGE_SUFFIXES)}) and no .tar")

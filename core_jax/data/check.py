@@ -19,7 +19,7 @@ import numpy as np
 
 from core_jax.data.arguments import add_source_arguments, spec_from_arguments
 from core_jax.data.images import BadImage, ImageLimits, decode_image, inspect_header
-from core_jax.data.sources import Source, open_source
+from core_jax.data.sources import Source, clean_text, open_source
 
 SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096)
 
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         header_only=arguments.header_only,
         num_threads=arguments.num_threads,
     )
-    print(format_report(report))
+    print(clean_text(format_report(report)))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1))
     return int(report["bad"] > arguments.max_bad_fraction * report["checked"])

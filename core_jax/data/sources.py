@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
@@ -239,6 +240,16 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(record, dict):
                 raise SourceError(f"{path}:{number}: a line is an object, not {record!r:.60}")
             yield number, record
+
+
+def clean_text(text: str) -> str:
+    """Valid Unicode: undecodable parts of names become backslash escapes, which stay distinct."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def unclean_name(text: str) -> str:
+    """The file name that `clean_text` made `text` of."""
+    return re.sub(r"\\u(dc[89a-f][0-9a-f])", lambda found: chr(int(found[1], 16)), text)
 
 
 def unique_ids(names: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
@@ -10,7 +11,7 @@ import pytest
 from core_jax.config import ConfigError, to_dataclass
 from core_jax.data.sources import SourceError
 from vlv_jax import caption
-from vlv_jax.batches import views_of
+from vlv_jax.batches import sample_index, views_of
 from vlv_jax.caption import CaptionJob, caption_inputs, load_captioner
 from vlv_jax.experiment import Experiment
 from vlv_jax.inference import Captioner
@@ -148,6 +149,15 @@ def test_texts_beside_images(captioner, images, tmp_path):
     if (images / manifest.read_text()).stem == names[0]:
         with pytest.raises(SourceError, match="over --input"):
             run(captioner, manifest, tmp_path / "x.jsonl", sidecar=True)
+
+
+def test_names_that_are_not_utf8(captioner, images, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(next(images.glob("*.png")), images / name)
+    records = run(captioner, images / name, tmp_path / "c.jsonl")
+    assert "caption" in records[0]
+    assert run(captioner, images / name, tmp_path / "c.jsonl") == records
+    assert sample_index(name) != sample_index("caf.png")
 
 
 def test_processes_share_the_images(captioner, images, tmp_path):

@@ -96,6 +96,22 @@ def test_one_file_is_taken_once_and_ids_are_unique(photos, tmp_path):
     assert [i.id for i in list_items([str(again)])] == ["7", "7#2"]
 
 
+def test_names_that_are_not_utf8_are_found_again(tmp_path):
+    raw = os.fsdecode(b"caf\xe9.png")
+    picture(tmp_path / "photos" / raw)
+    (item,) = list_items([str(tmp_path / "photos")])
+    line = json.dumps({"id": item.id, **item.place}, ensure_ascii=False)
+    assert line.encode().decode() == line  # strict UTF-8
+    assert sidecar_paths([item]) == {item.id: tmp_path / "photos" / os.fsdecode(b"caf\xe9.txt")}
+    (tmp_path / "m.jsonl").write_text(line)
+    (again,) = list_items([str(tmp_path / "m.jsonl")])
+    assert again.id == item.id
+    assert again.path == tmp_path / "photos" / raw
+    literal = picture(tmp_path / "photos" / r"caf\udce9.png")  # the very name stays another image
+    assert len({i.id for i in list_items([str(tmp_path / "photos")])}) == 2
+    assert list_items([str(tmp_path / "m.jsonl")])[0].path == literal
+
+
 def test_inputs_that_cannot_be_used(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.json").write_text('{"a": 1}')
