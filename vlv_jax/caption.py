@@ -103,7 +103,7 @@ def caption_inputs(
         check_settings(job.output, settings)
         note_settings(final, settings)
     todo = [item for item in own if item.id not in done]
-    _announce(len(own), len(todo), path)
+    _announce(items, len(own), len(todo), path)
     if job.overwrite == "skip":
         _complete_sidecars(own, done, texts)
     progress, failed = Progress(len(todo), at=at), 0
@@ -141,7 +141,14 @@ def _check_sidecars(texts: dict[str, pathlib.Path], inputs: Sequence[str]) -> No
             raise SourceError(f"--sidecar would write the caption of {item_id} over --input {text}")
 
 
-def _announce(total: int, todo: int, path: pathlib.Path) -> None:
+def _announce(items: Sequence[Item], total: int, todo: int, path: pathlib.Path) -> None:
+    sources = {id(item.source): item.source for item in items}.values()
+    if left_out := sum(getattr(source, "left_out", 0) for source in sources):
+        print(
+            f"{left_out} images are left out: further fields of a sample, such as x.seg.png "
+            "beside x.png (docs/data.md)",
+            flush=True,
+        )
     had = f", {total - todo} of them are in {path} already" if todo < total else ""
     print(f"{total} images{had}", flush=True)
 

@@ -78,6 +78,7 @@ def check_source(
                 sides[max(edge for edge in SIDES if edge <= shorter)] += 1
     return {
         "examples": len(source),
+        "left_out": getattr(source, "left_out", 0),
         "checked": len(indices),
         "decoded": not header_only,
         "bad": sum(reasons.values()),
@@ -103,6 +104,8 @@ def format_report(report: dict[str, Any]) -> str:
         f"{'pixels decoded' if report['decoded'] else 'headers only'})",
         f"unusable       {report['bad']} ({100 * report['bad'] / checked:.2f} %)",
     ]
+    if report["left_out"]:
+        lines.append(f"left out       {report['left_out']} images that are further fields")
     lines += [f"  {reason:<17}{n}" for reason, n in report["reasons"].items()]
     lines += [f"    {key}: {reason}" for key, reason in list(report["bad_ids"].items())[:20]]
     for title in ("formats", "modes"):

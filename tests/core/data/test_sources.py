@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from core_jax.data.check import check_source, format_report
 from core_jax.data.images import BadImage, ImageLimits, Reason
 from core_jax.data.sources import SourceError, SourceSpec, checked_relative, open_source
 from tests.core.data.image_files import encode, noise
@@ -218,6 +219,37 @@ class TestWebdataset:
         with pytest.raises(BadImage, match="no_image"):
             source[3].encoded_image(LIMITS)
         assert len(open_kind("auto", tmp_path / "00000.tar")) == 2
+
+    def test_names_of_plain_tars(self, tmp_path):
+        names = ("IMG_2020.01.05.jpg", "photo.v1.png", "photo.v2.png", "a.jpg", "a.png", "ok.png")
+        members = {name: name.encode() for name in names}
+        texts = {"a.txt": b"of a", "photo.v2.txt": b"second", "ok.seg.png": b"", "b.v1.txt": b""}
+        write_tar(tmp_path / "t.tar", texts | members)
+        source = open_kind("auto", tmp_path)
+        found = {e.id: (e.image.decode(), e.caption) for e in (source[i] for i in range(6))}
+        assert found == {
+            "t/IMG_2020.01.05": ("IMG_2020.01.05.jpg", None),
+            "t/photo.v1": ("photo.v1.png", None),
+            "t/photo.v2": ("photo.v2.png", "second"),
+            "t/a": ("a.jpg", "of a"),
+            "t/a.png": ("a.png", "of a"),
+            "t/ok": ("ok.png", None),
+        }
+        assert (len(source), source.left_out) == (6, 1)
+        again = open_kind("auto", tmp_path)
+        assert again.left_out == 1  # from the stored index, too
+        report = check_source(again, header_only=True)
+        assert "left out       1 images" in format_report(report)
+
+    def test_one_member_twice(self, tmp_path):
+        with tarfile.open(tmp_path / "t.tar", "w") as tar:
+            for data in (b"1", b"2", b"3"):
+                info = tarfile.TarInfo("x/a.png")
+                info.size = 1
+                tar.addfile(info, io.BytesIO(data))
+        found = contents(open_kind("auto", tmp_path))
+        want = [("t/x/a", b"1"), ("t/x/a.png", b"2"), ("t/x/a.png#2", b"3")]
+        assert [f[:2] for f in found] == want
 
     def test_index_is_built_once_and_follows_the_tar(self, tmp_path, monkeypatch):
         from core_jax.data import webdataset
