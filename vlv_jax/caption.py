@@ -4,7 +4,8 @@
         --input photos --input more.tar --output captions.jsonl [--sidecar]
     python -m vlv_jax.caption --from EXPORTED --input photos --output captions.jsonl
 
-Running the same command again goes on where it stopped. With several processes, process i takes
+Running the same command again goes on where it stopped, and tries images and tars that could not be
+used once more. With several processes, process i takes
 every n-th image and writes captions-0000i-of-0000n.jsonl.
 """
 
@@ -26,19 +27,18 @@ from core_jax.data.sources import SourceError
 from core_jax.partition import tree_hash
 from core_jax.watchdog import HEARTBEATS, Watchdog
 from vlv_jax.batches import ImageViews, sample_index
-from vlv_jax.caption_files import (
-    Item,
+from vlv_jax.caption_files import Item, list_items, sidecar_paths, write_sidecar
+from vlv_jax.caption_output import (
     all_records,
+    as_line,
     check_settings,
+    drop_old_errors,
     finish_replacement,
-    list_items,
     note_settings,
     partial_path,
     read_records,
     recover_replacements,
     shard_path,
-    sidecar_paths,
-    write_sidecar,
 )
 from vlv_jax.commands import run_command
 from vlv_jax.experiment import Experiment
@@ -95,14 +95,18 @@ def caption_inputs(
     recover_replacements(job.output)
     if job.overwrite == "replace":
         path = partial_path(final, fingerprint)
-        done = read_records(path, repair=True)
     else:
-        path = final
-        read_records(path, repair=True)
-        done = all_records(job.output)
         check_settings(job.output, settings)
+        path = final
+    mended = {item.place["file_name"] for item in items if "member" in item.place}
+    drop_old_errors(path, mended)
+    if job.overwrite == "replace":
+        done, again = read_records(path), set()
+    else:
         note_settings(final, settings)
-    todo = [item for item in own if item.id not in done]
+        done = all_records(job.output)
+        again = {item.id for item in own if "error" in done.get(item.id, {})}
+    todo = [item for item in own if item.id not in done or item.id in again]
     _announce(items, len(own), len(todo), path)
     if job.overwrite == "skip":
         _complete_sidecars(own, done, texts)
@@ -114,16 +118,23 @@ def caption_inputs(
                 wanted = text is not None and (job.overwrite == "replace" or not text.exists())
                 if wanted and "caption" in record:
                     write_sidecar(text, record["caption"])
-                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                if record != done.get(record["id"]):  # the same error is there already
+                    out.write(as_line(record))
             out.flush()  # what was computed survives a kill
             failed += sum("error" in record for record in records)
             progress.add(len(records))
+    if again:
+        drop_old_errors(path, mended)
     if job.overwrite == "replace":
         finish_replacement(job.output, fingerprint, job.process_index, job.process_count, settings)
     if todo:
         progress.close()
     if failed:
-        print(f'{failed} images could not be used; see "error" in {final}', flush=True)
+        print(
+            f'{failed} images could not be used; see "error" in {final}. Run it again to try them '
+            "once more",
+            flush=True,
+        )
     return final
 
 
@@ -147,6 +158,12 @@ def _announce(items: Sequence[Item], total: int, todo: int, path: pathlib.Path) 
         print(
             f"{left_out} images are left out: further fields of a sample, such as x.seg.png "
             "beside x.png (docs/data.md)",
+            flush=True,
+        )
+    if broken := [item.id for item in items if item.error]:
+        print(
+            f"{len(broken)} tars cannot be read to their end, or are empty, and get a record with "
+            f"an error; make or fetch them again: {', '.join(broken)}",
             flush=True,
         )
     had = f", {total - todo} of them are in {path} already" if todo < total else ""
@@ -195,6 +212,8 @@ def _caption(
 
 def _view_of(item: Item, views: ImageViews, captioner: Captioner) -> np.ndarray | str:
     """The view, or why there is none. A failing disk stops the job: it can be continued."""
+    if item.error:
+        return item.error
     try:
         data = item.example().encoded_image(captioner.limits)
         return views(decode_image(data, captioner.limits))["florence_image"]

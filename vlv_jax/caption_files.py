@@ -1,18 +1,15 @@
-"""What `vlv_jax.caption` reads and writes: inputs of any kind, and an output that resumes."""
+"""What `vlv_jax.caption` reads: inputs of any kind; and the texts beside them."""
 
 import collections
-import contextlib
 import dataclasses
-import glob
-import json
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from core_jax.data.sources import (
     IMAGE_SUFFIXES,
+    EmptySourceError,
     Example,
     Source,
     SourceError,
@@ -37,6 +34,8 @@ class Item:
       path: the image's own file; None inside archives, which have no place for a text beside it.
       source: holds the image.
       index: in that source.
+      error: why there is nothing to caption, where that is known beforehand: a tar that cannot be
+        read is one item.
     """
 
     id: str
@@ -44,6 +43,7 @@ class Item:
     path: pathlib.Path | None
     source: Source = dataclasses.field(repr=False)
     index: int
+    error: str = ""
 
     def example(self) -> Example:
         """The record, its image not yet decoded."""
@@ -120,8 +120,12 @@ def list_items(inputs: Sequence[str]) -> list[Item]:
     own; where two different images have one id, the second gets "#2". Bytes of names that are no
     UTF-8 become escapes (`caf\udce9.jpg`), which a manifest may have, too.
 
+    A tar that is broken or empty is one item with an error, so that it does not keep the others
+    from being captioned.
+
     Raises:
-      SourceError: an input that does not exist, cannot be read, or holds no image.
+      SourceError: an input that does not exist, cannot be read, or holds no image; nothing but
+        tars that cannot be read (all are named).
     """
     items: list[Item] = []
     seen: set[tuple[str, ...]] = set()
@@ -146,6 +150,9 @@ def list_items(inputs: Sequence[str]) -> list[Item]:
             )
         if not found:
             raise SourceError(f"{given}: no image ({', '.join(IMAGE_SUFFIXES)}) and no .tar")
+    if all(item.error for item in items):
+        named = "\n  ".join(f"{item.id}: {item.error}" for item in items)
+        raise SourceError(f"no tar can be used; make or fetch them again:\n  {named}")
     return items
 
 
@@ -184,7 +191,12 @@ def _scan(root: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
 
 
 def _of_tar(path: pathlib.Path) -> Iterator[Item]:
-    source = WebdatasetSource(path)
+    try:
+        source = WebdatasetSource(path)
+    except SourceError as error:
+        reason = "empty_tar" if isinstance(error, EmptySourceError) else "unreadable_tar"
+        yield Item(path.as_posix(), {"file_name": path.as_posix()}, None, FileList([]), 0, reason)
+        return
     for index in range(len(source)):
         member = source.key(index)
         place = {"file_name": path.as_posix(), "member": member}
@@ -209,147 +221,3 @@ def sidecar_paths(items: Iterable[Item]) -> dict[str, pathlib.Path]:
 def write_sidecar(path: pathlib.Path, caption: str) -> None:
     """Writes one text whole or not at all."""
     write_whole(path, caption + "\n", sync=False)
-
-
-def read_records(path: pathlib.Path, *, repair: bool = False) -> dict[str, dict[str, Any]]:
-    """The records of an output by id; {} where there is none.
-
-    The last line may be torn by a kill; it does not count, and with `repair` it is cut off.
-
-    Raises:
-      SourceError: another line is not a record: the file is no output of this command.
-    """
-    if not path.is_file():
-        return {}
-    records, good = {}, 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                if not line.endswith(b"\n"):
-                    break
-                record = json.loads(line)
-                records[record["id"]] = record
-            except (ValueError, KeyError, TypeError):
-                raise SourceError(
-                    f"{path}:{number}: not a record of vlv_jax.caption; name another --output"
-                ) from None
-            good += len(line)
-    if repair and good < path.stat().st_size:
-        os.truncate(path, good)
-    return records
-
-
-def check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Compares what captions are made with to the notes beside the captions that are there.
-
-    Args:
-      output: of the job.
-      settings: as JSON.
-
-    Raises:
-      SourceError: some were made with other settings; all that differ are named.
-    """
-    for file in _all_files(output):
-        old = _noted_settings(file)
-        wrong = [
-            f"{name} was {old.get(name)!r:.20}, is {value!r:.20}"
-            for name, value in settings.items()
-            if old is not None and old.get(name) != value
-        ]
-        if wrong:
-            raise SourceError(
-                f"{file} was begun with other settings: {'; '.join(wrong)}. Go on with those, "
-                "name another --output, or make all captions anew by --overwrite=replace"
-            )
-
-
-def note_settings(file: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Notes what a file's captions are made with in `<file>.settings.json`."""
-    write_whole(_settings_path(file), json.dumps(dict(settings), indent=1) + "\n")
-
-
-def _settings_path(file: pathlib.Path) -> pathlib.Path:
-    return file.with_name(f"{file.name}.settings.json")
-
-
-def _noted_settings(file: pathlib.Path) -> dict[str, Any] | None:
-    """What `note_settings` noted beside a file; None where there is no note."""
-    note = _settings_path(file)
-    try:
-        return json.loads(note.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise SourceError(f"{note} is damaged; name another --output") from None
-
-
-def partial_path(file: pathlib.Path, fingerprint: str) -> pathlib.Path:
-    """Where a replacement of `file` grows until it is whole."""
-    return file.with_name(f"{file.name}.{fingerprint}.partial")
-
-
-def finish_replacement(
-    output: pathlib.Path, fingerprint: str, index: int, count: int, settings: Mapping[str, Any]
-) -> None:
-    """Puts the whole new captions of one process, then their settings, in the old ones' place.
-
-    Whatever the moment of a kill, the settings beside captions are those that made them: they are
-    moved last, and `recover_replacements` makes up for a move that did not happen. The process
-    that ends last removes what other numbers of processes had written.
-    """
-    files = [shard_path(output, i, count) for i in range(count)]
-    partial = partial_path(files[index], fingerprint)
-    note_settings(partial, settings)
-    os.replace(partial, files[index])
-    _move(_settings_path(partial), _settings_path(files[index]))
-    if any(
-        _noted_settings(file) != settings or partial_path(file, fingerprint).exists()
-        for file in files
-    ):
-        return
-    for file in set(_all_files(output)) - set(files):
-        file.unlink(missing_ok=True)
-        _settings_path(file).unlink(missing_ok=True)
-
-
-def recover_replacements(output: pathlib.Path) -> None:
-    """Moves settings whose captions were moved when the process was killed."""
-    for note in output.parent.glob(f"{glob.escape(output.stem)}*.partial.settings.json"):
-        partial = note.with_name(note.name.removesuffix(".settings.json"))
-        if not partial.exists():
-            file = note.with_name(partial.name.rsplit(".", 2)[0])
-            _move(note, _settings_path(file))
-
-
-def _move(source: pathlib.Path, target: pathlib.Path) -> None:
-    with contextlib.suppress(FileNotFoundError):  # another process recovered it
-        os.replace(source, target)
-
-
-def shard_path(output: pathlib.Path, index: int, count: int) -> pathlib.Path:
-    """Where one of `count` processes writes: the output itself, or a numbered file beside it."""
-    if count == 1:
-        return output
-    return output.with_name(f"{output.stem}-{index:05d}-of-{count:05d}{output.suffix}")
-
-
-def _all_files(output: pathlib.Path) -> list[pathlib.Path]:
-    """Every numbered file beside the output, of any number of processes, then the output.
-
-    A file counts that has a note of its settings and no captions yet, too.
-    """
-    stem, suffix = re.escape(output.stem), re.escape(output.suffix)
-    form = re.compile(rf"{stem}-\d{{5}}-of-\d{{5,}}{suffix}")
-    names = {
-        file.name.removesuffix(".settings.json")
-        for file in output.parent.glob(f"{glob.escape(output.stem)}-*-of-*")
-    }
-    return [*(output.with_name(n) for n in sorted(names) if form.fullmatch(n)), output]
-
-
-def all_records(output: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Records of the output and of every numbered file beside it, of any number of processes."""
-    records: dict[str, dict[str, Any]] = {}
-    for file in _all_files(output):
-        records |= read_records(file)
-    return records

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import tarfile
 
 import pytest
 
@@ -124,6 +125,45 @@ def test_what_the_output_has_is_skipped_or_replaced(captioner, images, tmp_path,
     assert replaced[0] != old
     assert [r["id"] for r in replaced] == [r["id"] for r in records]
     assert len(list(tmp_path.glob("*.partial"))) == 1  # of the other seed
+
+
+def test_errors_are_tried_again(captioner, images, tmp_path):
+    out = tmp_path / "c.jsonl"
+    records = run(captioner, images, out)
+    place = next(i for i, r in enumerate(records) if "error" in r)
+    assert run(captioner, images, out) == records  # still broken: nothing is written
+    shutil.copy(records[0]["file_name"], images / "2b.jpg")
+    mended = run(captioner, images, out)
+    assert "caption" in mended[place]
+    assert [r for r in mended if r["id"] != records[place]["id"]] == [
+        r for r in records if "error" not in r
+    ]
+    assert run(captioner, images, out) == mended
+    # Killed before the old error was taken out.
+    out.write_text("".join(json.dumps(r) + "\n" for r in [records[place], *mended]))
+    assert [r["id"] for r in run(captioner, images, out)].count(records[place]["id"]) == 1
+
+
+def test_a_broken_tar_does_not_end_the_job(captioner, images, tmp_path, capsys):
+    out, whole = tmp_path / "c.jsonl", tmp_path / "whole.tar"
+    with tarfile.open(whole, "w") as tar:
+        for file in sorted(images.glob("[0-2].*")):
+            tar.add(file, file.name)
+    (images / "broken.tar").write_bytes(whole.read_bytes()[:900])
+    with tarfile.open(images / "empty.tar", "w"):
+        pass
+    records = {r["id"]: r.get("error") for r in run(captioner, images, out)}
+    assert len(records) == 9
+    assert records[f"{images}/broken.tar"] == "unreadable_tar"
+    assert records[f"{images}/empty.tar"] == "empty_tar"
+    printed = capsys.readouterr().out
+    assert "2 tars cannot be read" in printed
+    assert "broken.tar" in printed
+    shutil.copy(whole, images / "broken.tar")
+    records = {r["id"]: r.get("error") for r in run(captioner, images, out)}
+    assert len(records) == 11
+    assert f"{images}/broken.tar" not in records
+    assert records[f"{images}/broken.tar/0"] is None
 
 
 def text_beside(folder: pathlib.Path, name: str) -> str:

@@ -11,17 +11,16 @@ import pytest
 from PIL import Image
 
 from core_jax.data.sources import SourceError
-from vlv_jax.caption_files import (
+from vlv_jax.caption_files import list_items, sidecar_paths
+from vlv_jax.caption_output import (
     all_records,
     check_settings,
     finish_replacement,
-    list_items,
     note_settings,
     partial_path,
     read_records,
     recover_replacements,
     shard_path,
-    sidecar_paths,
 )
 
 
@@ -66,6 +65,13 @@ def test_tars_in_and_beside_folders(photos):
     assert items[0].place == {"file_name": f"{photos}/000.tar", "member": "0001"}
     assert items[0].path is None
     assert items[0].example().encoded_image()[:4] == b"\x89PNG"
+
+
+def test_nothing_but_broken_tars(tmp_path):
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).write_bytes(b"html" * 300)
+    with pytest.raises(SourceError, match=r"(?s)again.*a\.tar.*b\.tar"):
+        list_items([str(tmp_path)])
 
 
 @pytest.mark.parametrize("kind", ["list.jsonl", "list.json", "list.txt"])
@@ -160,6 +166,8 @@ def test_processes_write_their_own_files_and_see_all(tmp_path):
         shard_path(out, i, 3).write_text(json.dumps({"id": str(i)}) + "\n")
     out.write_text('{"id": "old"}\n{"id": "torn')
     assert set(all_records(out)) == {"0", "1", "2", "old"}
+    out.write_text('{"id": "2", "error": "broken"}\n')
+    assert "error" not in all_records(out)["2"]
     assert shard_path(out, 2, 3).name == "c-00002-of-00003.jsonl"
 
 
