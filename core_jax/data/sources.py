@@ -140,7 +140,7 @@ def open_source(spec: SourceSpec) -> Source:
 
     Raises:
         SourceError: An unknown kind, a field the kind does not use, or a source that is not there
-            or not as it should be.
+            or not as it should be; EmptySourceError where it holds no example.
     """
     kind = infer_kind(spec) if spec.kind == "auto" else spec.kind
     if kind not in _KINDS:
@@ -156,7 +156,11 @@ def open_source(spec: SourceSpec) -> Source:
         raise SourceError(f"a {kind!r} source has no use for {unused}; it takes {list(fields)}")
     if kind != "tfds" and "path" not in given:
         raise SourceError(f"a {kind!r} source needs `path`")
-    return getattr(importlib.import_module(module), name)(**given)
+    source: Source = getattr(importlib.import_module(module), name)(**given)
+    if not len(source):
+        where = ", ".join(f"{field}={given[field]}" for field in given)
+        raise EmptySourceError(f"a {kind!r} source without an example: {where}")
+    return source
 
 
 def infer_kind(spec: SourceSpec) -> str:

@@ -10,7 +10,14 @@ import pytest
 
 from core_jax.data.check import check_source, format_report
 from core_jax.data.images import BadImage, ImageLimits, Reason
-from core_jax.data.sources import SourceError, SourceSpec, checked_relative, open_source
+from core_jax.data.pipeline import make_batches
+from core_jax.data.sources import (
+    EmptySourceError,
+    SourceError,
+    SourceSpec,
+    checked_relative,
+    open_source,
+)
 from tests.core.data.image_files import encode, noise
 
 LIMITS = ImageLimits()
@@ -163,6 +170,15 @@ class TestParquet:
         assert source[0].caption is None
         with pytest.raises(SourceError, match=r"p\.parquet#1.*leads out"):
             source[1]
+
+    def test_no_row(self, tmp_path):
+        self.write(tmp_path / "a.parquet", pa.array([], pa.binary()))
+        with pytest.raises(EmptySourceError, match=r"without an example: path=.*a\.parquet"):
+            open_kind("auto", tmp_path / "a.parquet")
+        with pytest.raises(EmptySourceError, match="empty"):
+            make_batches([], batch_size=1, seed=0, transform=None)
+        self.write(tmp_path / "b.parquet", PNG[:1])  # an empty file beside others is no harm
+        assert contents(open_kind("auto", tmp_path)) == [("b.parquet#0", PNG[0], None)]
 
     def test_null_image_is_a_bad_image(self, tmp_path):
         self.write(tmp_path / "a.parquet", pa.array([None], pa.binary()))
