@@ -206,16 +206,33 @@ def _of_tar(path: pathlib.Path) -> Iterator[Item]:
 def sidecar_paths(items: Iterable[Item]) -> dict[str, pathlib.Path]:
     """The `.txt` beside each image that is a file of its own, by id.
 
-    `a.jpg` and `a.png` in one folder get `a.jpg.txt` and `a.png.txt`.
+    It is `a.txt` beside `a.jpg`. Where another image in the folder has a claim to that name, as
+    `a.png` and `a` would have, it is `a.jpg.txt`. So names differ, and follow from the folder and
+    not from what of it is captioned. `FolderSource` reads them back.
     """
     own = [item for item in items if item.path is not None]
-    times = collections.Counter(os.path.splitext(os.path.abspath(item.path))[0] for item in own)
+    names = collections.defaultdict(set)
+    for item in own:
+        names[item.path.parent].add(item.path.name)
+    claims = {folder: _claims(folder, given) for folder, given in names.items()}
     return {
-        item.id: item.path.with_suffix(".txt")
-        if times[os.path.splitext(os.path.abspath(item.path))[0]] == 1
-        else item.path.with_name(item.path.name + ".txt")
+        item.id: item.path.with_name(f"{item.path.name}.txt")
+        if claims[item.path.parent][item.path.stem.casefold()] > 1
+        else item.path.with_suffix(".txt")
         for item in own
     }
+
+
+def _claims(folder: pathlib.Path, given: set[str]) -> collections.Counter[str]:
+    """How many images of a folder may have their text under a name; some disks know no case.
+
+    Those that were given count as well, whether they are there or not.
+    """
+    there = set(os.listdir(folder)) if folder.is_dir() else set()
+    found = {name for name in there if name.lower().endswith(IMAGE_SUFFIXES)}
+    images = [pathlib.PurePath(name) for name in found | given]
+    claims = collections.Counter(image.stem.casefold() for image in images)
+    return claims + collections.Counter(image.name.casefold() for image in images)
 
 
 def write_sidecar(path: pathlib.Path, caption: str) -> None:

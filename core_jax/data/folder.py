@@ -4,7 +4,7 @@ Captions come from a manifest, JSONL with one object a line: `file_name` or `ima
 folder), `caption` or `text`, optionally `id`; other keys become extras. A folder that holds a
 `metadata.jsonl` (the Hugging Face ImageFolder convention) uses it by itself. A manifest may also be
 a JSON list of file names or of such objects, as the released VLV training script reads. Or the text
-file beside each image is its caption (`caption_suffix=".txt"`).
+file beside each image is its caption (`caption_suffix=".txt"`): `a.jpg.txt`, else `a.txt`.
 """
 
 from __future__ import annotations
@@ -86,11 +86,24 @@ class FolderSource:
         extras = dict(self._records[index]) if self._records is not None else {}
         caption = extras.pop("caption", None)
         if caption is None and self._caption_suffix is not None:
-            beside = image.with_suffix(self._caption_suffix)
-            if beside.is_file():
-                caption = beside.read_text(encoding="utf-8", errors="replace").strip()
+            caption = _caption_beside(image, self._caption_suffix)
         root = self.root if self._check_links else None
         return Example(self._ids[index], image, caption, extras, root)
+
+
+def _caption_beside(image: Path, suffix: str) -> str | None:
+    """The text of `a.jpg` in `a.jpg.txt`, else in `a.txt`.
+
+    Beside `a.jpg.png`, `a.jpg.txt` is not its own where there is an image `a.jpg`.
+    """
+    files = [image.with_name(image.name + suffix)]
+    other = image.with_suffix("")
+    if other.suffix.lower() not in IMAGE_SUFFIXES or not other.is_file():
+        files.append(image.with_suffix(suffix))
+    text = next((file for file in files if file.is_file()), None)
+    if text is None:
+        return None
+    return text.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def _scan(root: Path, follow_symlinks: bool) -> list[str]:

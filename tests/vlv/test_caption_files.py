@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core_jax.data.folder import FolderSource
 from core_jax.data.sources import SourceError
 from vlv_jax.caption_files import list_items, sidecar_paths
 from vlv_jax.caption_output import (
@@ -137,6 +138,27 @@ def test_texts_beside_images_never_collide(tmp_path):
     write_tar(tmp_path / "t.tar", ["0"])
     paths = sidecar_paths(list_items([str(tmp_path)]))
     assert sorted(p.name for p in paths.values()) == ["one.txt", "two.jpg.txt", "two.png.txt"]
+
+
+def test_texts_beside_images_are_read_back(tmp_path):
+    names = ("a.jpg", "a.png", "a.jpg.png", "b.jpg", "c.v1.PNG", "D.png", "d.jpg")
+    for name in names:
+        picture(tmp_path / name)
+    paths = sidecar_paths(list_items([str(tmp_path)]))
+    assert len({path.name.lower() for path in paths.values()}) == len(names)
+    assert paths[f"{tmp_path}/b.jpg"].name == "b.txt"
+    for name in names:  # whatever else is captioned
+        (item,) = list_items([str(tmp_path / name)])
+        assert sidecar_paths([item])[item.id] == paths[item.id]
+    for name in names[1:]:
+        paths[f"{tmp_path}/{name}"].write_text(name)
+    source = FolderSource(tmp_path, caption_suffix=".txt")
+    found = {e.id: e.caption for e in (source[i] for i in range(len(source)))}
+    assert found == {"a.jpg": None} | {name: name for name in names[1:]}
+    paths[f"{tmp_path}/a.jpg"].write_text("first")
+    paths[f"{tmp_path}/a.jpg.png"].unlink()
+    found = {e.id: e.caption for e in (source[i] for i in range(len(source)))}
+    assert (found["a.jpg"], found["a.jpg.png"]) == ("first", None)
 
 
 def test_a_torn_last_line_is_cut_off(tmp_path):
