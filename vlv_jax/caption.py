@@ -54,7 +54,7 @@ class CaptionJob:
     """What to caption, and where captions go.
 
     Attributes:
-      inputs: image files, folders (searched recursively), .tar files, manifests.
+      inputs: image files, folders (searched recursively, linked ones too), .tar files, manifests.
       output: JSONL, an object an image: id, file_name (and member, in a tar), caption, finished,
         num_tokens; or id, file_name and error.
       sidecar: also a `.txt` beside each image that is a file of its own.
@@ -146,7 +146,7 @@ def _settings(captioner: Captioner) -> dict[str, Any]:
 
 
 def _check_sidecars(texts: dict[str, pathlib.Path], inputs: Sequence[str]) -> None:
-    given = {os.path.abspath(path) for path in inputs}
+    given = {os.path.abspath(os.path.expanduser(path)) for path in inputs}
     for item_id, text in texts.items():
         if os.path.abspath(text) in given:
             raise SourceError(f"--sidecar would write the caption of {item_id} over --input {text}")

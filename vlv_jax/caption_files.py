@@ -17,6 +17,7 @@ from core_jax.data.sources import (
     read_json,
     read_jsonl,
     unclean_name,
+    walk_files,
 )
 from core_jax.data.webdataset import WebdatasetSource
 from core_jax.files import write_whole
@@ -104,7 +105,7 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"{path}[{i}]", entry) for i, entry in enumerate(content))
     else:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise SourceError(
                 f"{path}: neither an image ({', '.join(IMAGE_SUFFIXES)}), a .tar, nor a text "
@@ -132,7 +133,7 @@ def list_items(inputs: Sequence[str]) -> list[Item]:
     times: collections.Counter[str] = collections.Counter()
     for given in inputs:
         found = 0
-        for item in _items_of(pathlib.Path(given)):
+        for item in _items_of(pathlib.Path(given).expanduser()):
             found += 1
             place = (os.path.abspath(item.place["file_name"]), item.place.get("member", ""))
             if place in seen:
@@ -180,14 +181,9 @@ def _of_files(ids: list[str], files: list[pathlib.Path]) -> Iterator[Item]:
 
 def _scan(root: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """Image files and tars under a folder, each sorted; hidden files are left out."""
-    found = [
-        pathlib.Path(folder) / file
-        for folder, _, files in os.walk(root)
-        for file in files
-        if not file.startswith(".")
-    ]
-    images = sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES)
-    return images, sorted(file for file in found if file.suffix.lower() == ".tar")
+    found = sorted(walk_files(root))
+    images = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
+    return images, [file for file in found if file.suffix.lower() == ".tar"]
 
 
 def _of_tar(path: pathlib.Path) -> Iterator[Item]:

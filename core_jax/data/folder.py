@@ -21,6 +21,7 @@ from core_jax.data.sources import (
     read_json,
     read_jsonl,
     unique_ids,
+    walk_files,
 )
 
 _IMAGE_KEYS = ("file_name", "image", "file", "path")
@@ -35,7 +36,7 @@ class FolderSource:
         manifest: A .jsonl file, or a .json list; its images only are used.
         images: Root of the manifest's paths; the folder, or the manifest's own folder, where None.
         caption_suffix: Suffix of the text file beside an image.
-        follow_symlinks: Accept links that lead out of the root.
+        follow_symlinks: Accept links that lead out of the root, and enter linked folders.
 
     Raises:
         SourceError: Nothing there, no image found, or a manifest entry that is malformed or leads
@@ -107,16 +108,11 @@ def _caption_beside(image: Path, suffix: str) -> str | None:
 
 
 def _scan(root: Path, follow_symlinks: bool) -> list[str]:
-    names = []
-    for folder, folders, files in os.walk(root, followlinks=follow_symlinks):
-        folders.sort()
-        relative = os.path.relpath(folder, root)
-        names += [
-            os.path.normpath(os.path.join(relative, file))
-            for file in files
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
-        ]
-    return sorted(names)
+    return sorted(
+        str(file.relative_to(root))
+        for file in walk_files(root, follow_symlinks=follow_symlinks)
+        if file.name.lower().endswith(IMAGE_SUFFIXES)
+    )
 
 
 def _read_manifest(path: Path, root: Path) -> tuple[list[str], list[dict[str, Any]]]:

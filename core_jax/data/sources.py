@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
 from core_jax.data.images import BadImage, ImageLimits, Reason, read_bytes
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -220,7 +223,7 @@ def checked_relative(name: Any, root: Path, where: str) -> str:
 def read_json(path: Path) -> Any:
     """Parses a JSON file; a SourceError names it where it is not one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file") from None
     except ValueError as error:
@@ -230,20 +233,44 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number from 1, object); a SourceError names the line that is not one."""
     try:
-        lines = path.open(encoding="utf-8")
+        lines = path.open("rb")
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file") from None
     with lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
+            try:  # some editors begin a file with a byte order mark
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except ValueError as error:
                 raise SourceError(f"{path}:{number}: not valid JSON ({error})") from None
             if not isinstance(record, dict):
                 raise SourceError(f"{path}:{number}: a line is an object, not {record!r:.60}")
             yield number, record
+
+
+def walk_files(root: Path, *, follow_symlinks: bool = True) -> Iterator[Path]:
+    """Every file below a folder that is not hidden, in no special order.
+
+    Linked folders are entered after the others, and none is entered twice, so that links may form
+    circles, and what lies in the folder itself is found under its own name. Without
+    `follow_symlinks` they are left out, and the log says how many.
+    """
+    waiting, entered, linked = [root], set(), 0
+    while waiting:
+        for folder, folders, files in os.walk(waiting.pop(0)):
+            real = os.path.realpath(folder)
+            if real in entered:
+                folders.clear()
+                continue
+            entered.add(real)
+            folders.sort()
+            yield from (Path(folder, name) for name in files if not name.startswith("."))
+            links = [Path(folder, name) for name in folders if os.path.islink(Path(folder, name))]
+            linked += len(links)
+            waiting += links if follow_symlinks else []
+    if linked and not follow_symlinks:
+        logger.warning("%s: %d linked folders are left out (follow_symlinks)", root, linked)
 
 
 def clean_text(text: str) -> str:

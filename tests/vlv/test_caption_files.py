@@ -58,6 +58,25 @@ def test_folders_are_searched_recursively(photos):
     assert items[1].example().encoded_image() == (photos / "a/x.jpg").read_bytes()
 
 
+def test_linked_folders_are_searched_once(photos, tmp_path, caplog):
+    picture(tmp_path / "other" / "z.png")
+    (photos / "0-linked").symlink_to(tmp_path / "other")
+    (photos / "0-same").symlink_to(photos / "a")  # found under its own name
+    (photos / "a" / "circle").symlink_to(photos)
+    names = ("0-linked/z.png", "a/deep/y.PNG", "a/x.jpg", "b.png")
+    assert [i.id for i in list_items([str(photos)])] == [f"{photos}/{n}" for n in names]
+    linked = FolderSource(photos, follow_symlinks=True)
+    assert [linked[i].id for i in range(len(linked))] == list(names)
+    assert not caplog.text
+    assert len(FolderSource(photos)) == 3
+    assert "3 linked folders are left out" in caplog.text
+
+
+def test_home_is_expanded(photos, monkeypatch):
+    monkeypatch.setenv("HOME", str(photos.parent))
+    assert list_items(["~/photos"])[0].path == photos / "a/deep/y.PNG"
+
+
 def test_tars_in_and_beside_folders(photos):
     write_tar(photos / "000.tar", ["0001", "0002"])
     items = list_items([str(photos / "000.tar"), str(photos)])
@@ -85,7 +104,7 @@ def test_manifests(photos, tmp_path, kind):
         "list.json": json.dumps([paths[0], *records[1:]]),
         "list.txt": "\n".join(paths) + "\n\n",
     }[kind]
-    (photos / kind).write_text(content)
+    (photos / kind).write_text(content, encoding="utf-8-sig")  # as some editors write it
     items = list_items([str(photos / kind)])
     files = [i.path for i in items]
     assert files == [photos / "b.png", photos / "a/x.jpg", elsewhere, photos / "gone.png"]
