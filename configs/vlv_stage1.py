@@ -6,9 +6,9 @@ not compatible with its GPU hours (docs/deviations.md).
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import common
+from vlv_jax.experiment import Experiment
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict({
         "stage": 1,
         "model": common.full_model(),
-        "data": common.data("auto", "data/laion-aesthetic"),
+        "data": common.data("data/laion-aesthetic"),
         "run": common.run(steps, mesh={"data": 1, "fsdp": -1}),
         "optimizer": {
             "name": "adamw", "learning_rate": 5e-5, "schedule": "cosine", "warmup_steps": 500,
@@ -29,14 +29,12 @@ def get_config(variant: str = "") -> ConfigDict:
             "loss": "mse", "condition_dropout": 0.0, "min_timestep": 0, "draws_per_image": 1,
         },
         "sampling": common.sampling(),
+        "evaluation": common.evaluation(),
         "trainable": (),
     })  # fmt: skip
-    # Unset, but of a type, so that the command line can set them.
-    config.denoising.min_snr_gamma = placeholder(float)
-    config.denoising.max_timestep = placeholder(int)
     if variant == "mini":
         _mini(config)
-    return config
+    return common.complete(config, Experiment)
 
 
 def _mini(config: ConfigDict) -> None:

@@ -146,7 +146,7 @@ class EvaluationConfig:
     """What `evaluate` measures.
 
     Attributes:
-      source: held-out examples.
+      source: held-out examples; unset in the full-size configs, since nobody but the user has them.
       num_captions: images captioned and scored.
       num_redrawn: images redrawn.
       num_denoising: images of the denoising comparison; 0 leaves it out.
@@ -157,7 +157,7 @@ class EvaluationConfig:
       seed: of timesteps, noise and bootstrap.
     """
 
-    source: SourceSpec
+    source: SourceSpec = SourceSpec()
     num_captions: int = 500
     num_redrawn: int = 48
     num_denoising: int = 0
@@ -166,6 +166,11 @@ class EvaluationConfig:
     reference_key: str = ""
     bootstrap_samples: int = 1000
     seed: int = 0
+
+    @property
+    def has_source(self) -> bool:
+        """Whether the held-out examples are named."""
+        return self.source.path is not None or self.source.name is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

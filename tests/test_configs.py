@@ -1,0 +1,112 @@
+"""The config files: every value can be set from a command line, and means what it says."""
+
+import importlib
+import pathlib
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs import common
+from core_jax.commands import config_names
+from core_jax.config import to_dataclass
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED = ("__init__", "common")
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in SHARED)
+
+
+def _variants(module):
+    """Every variant of a config file: its own refusal lists them."""
+    with pytest.raises(ValueError, match="variants") as caught:
+        module.get_config("no such variant")
+    quoted = str(caught.value).split("'")[1::2]
+    return [word for word in quoted if word != "no such variant"]
+
+
+def _module(name):
+    return importlib.import_module(f"configs.{name}")
+
+
+def _experiment(name):
+    return importlib.import_module(f"{name.split('_')[0]}_jax.experiment").Experiment
+
+
+def _has(config, name):
+    *groups, last = name.split(".")
+    for group in groups:
+        config = config[group]
+    return last in config
+
+
+def parse(monkeypatch, file, *arguments):
+    """The typed experiment of a command line, read as the commands read it."""
+    argv = ["command", f"--config={ROOT / 'configs' / file}", *arguments]
+    monkeypatch.setattr(sys, "argv", argv)
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    values(argv)
+    return to_dataclass(_experiment(file), config.value.to_dict())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_variant_of_every_config_means_something(name):
+    module, experiment = _module(name), _experiment(name)
+    variants = _variants(module)
+    assert "" in variants
+    assert any("mini" in v for v in variants)
+    for variant in variants:
+        config = module.get_config(variant).lock()
+        typed = to_dataclass(experiment, config.to_dict())
+        assert typed == to_dataclass(experiment, module.get_config(variant).to_dict())
+
+
+def test_the_default_variant_is_the_empty_one():
+    for name in CONFIGS:
+        assert _module(name).get_config().to_dict() == _module(name).get_config("").to_dict()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_value_of_every_variant_can_be_set(name):
+    """A command line changes only what a config has."""
+    wanted = config_names(_experiment(name)) | {f"run.mesh.{a}" for a in ("data", "fsdp", "tensor")}
+    for variant in _variants(_module(name)):
+        config = _module(name).get_config(variant).lock()
+        assert [path for path in sorted(wanted) if not _has(config, path)] == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_added_changes_nothing(name, monkeypatch):
+    """Records of runs compare typed experiments."""
+    variants, cls = _variants(_module(name)), _experiment(name)
+    whole = [to_dataclass(cls, _module(name).get_config(v).to_dict()) for v in variants]
+    monkeypatch.setattr(common, "_add_defaults", lambda config, cls: None)
+    written = [_module(name).get_config(v) for v in variants]
+    assert not _has(written[0], "optimizer.eps")
+    assert [to_dataclass(cls, config.to_dict()) for config in written] == whole
+
+
+def test_a_command_line_sets_values_that_no_config_file_writes(monkeypatch):
+    told = parse(
+        monkeypatch, "vlv_stage2.py:1.5b",
+        "--config.data.source.name=coco_captions", "--config.data.source.split=train[:10%]",
+        "--config.data.source.path=", "--config.data.source.follow_symlinks=true",
+        "--config.data.limits.max_pixels=1000", "--config.optimizer.min_ratio=0.1",
+        "--config.optimizer.weight_decay_mask=('.*/kernel',)", "--config.run.ema_decay=0.9",
+        "--config.run.mesh.tensor=2", "--config.evaluation.source.path=held_out",
+    )  # fmt: skip
+    source = told.data.source
+    assert (source.kind, source.name, source.split) == ("auto", "coco_captions", "train[:10%]")
+    assert source.path is None
+    assert source.follow_symlinks is True
+    assert told.data.limits.max_pixels == 1000
+    assert (told.optimizer.min_ratio, told.optimizer.weight_decay_mask) == (0.1, (".*/kernel",))
+    assert told.run.ema_decay == 0.9
+    assert list(told.run.mesh.items()) == [("data", 1), ("fsdp", -1), ("tensor", 2)]
+    assert told.evaluation.source.path == "held_out"
+
+
+def test_an_unknown_value_is_still_refused(monkeypatch):
+    with pytest.raises((AttributeError, KeyError), match="lerning_rate"):
+        parse(monkeypatch, "vlv_stage1.py", "--config.optimizer.lerning_rate=1")
