@@ -25,7 +25,8 @@ def complete(config: ConfigDict, experiment: type) -> ConfigDict:
     """Adds what a config leaves out, so that the command line can set every value there is.
 
     A command line changes only what a config has. The values are the dataclasses' own defaults, so
-    the config means what it meant. Those that are None become placeholders of their type.
+    the config means what it meant. Those that are None become placeholders of their type. The
+    decay of the learning rate ends with the run, however long that is made.
 
     Args:
       config: a whole experiment; changed in place.
@@ -34,6 +35,8 @@ def complete(config: ConfigDict, experiment: type) -> ConfigDict:
     for axis in MESH_AXES:
         if axis not in config.run.mesh:
             config.run.mesh[axis] = placeholder(int)
+    if "total_steps" not in config.optimizer:
+        config.optimizer.total_steps = config.run.get_oneway_ref("steps")
     _add_defaults(config, experiment)
     return config
 

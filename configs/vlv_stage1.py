@@ -14,15 +14,14 @@ from vlv_jax.experiment import Experiment
 def get_config(variant: str = "") -> ConfigDict:
     if variant not in ("", "mini"):
         raise ValueError(f"vlv_stage1 has the variants '' and 'mini', not {variant!r}")
-    steps = 78_000
     config = ConfigDict({
         "stage": 1,
         "model": common.full_model(),
         "data": common.data("data/laion-aesthetic"),
-        "run": common.run(steps, mesh={"data": 1, "fsdp": -1}),
+        "run": common.run(78_000, mesh={"data": 1, "fsdp": -1}),
         "optimizer": {
             "name": "adamw", "learning_rate": 5e-5, "schedule": "cosine", "warmup_steps": 500,
-            "total_steps": steps, "b1": 0.9, "b2": 0.99, "weight_decay": 0.01, "clip_norm": 1.0,
+            "b1": 0.9, "b2": 0.99, "weight_decay": 0.01, "clip_norm": 1.0,
             "lr_multipliers": (),  # (path pattern, factor) pairs
         },
         "denoising": {
@@ -46,7 +45,7 @@ def _mini(config: ConfigDict) -> None:
     # finds 62 % in place of 85 %, and 89 % before training), at 1e-3 even the places. The fresh
     # queries and their projection have to move fast: after 400 steps the loss is 0.175 at 10 times
     # this rate, 0.157 at 30, 0.112 at 100 and 0.154 at 300.
-    config.optimizer.update(learning_rate=1e-4, warmup_steps=50, total_steps=steps)
+    config.optimizer.update(learning_rate=1e-4, warmup_steps=50)
     config.optimizer.lr_multipliers = ((r"bridge/.*", 100.0),)
     config.denoising.min_timestep = 200  # below, the latents show nearly everything themselves
     config.sampling = common.mini_sampling()

@@ -29,15 +29,14 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in (*_SIZES, *_MINI):
         known = ", ".join(repr(v) for v in (*_SIZES, *_MINI))
         raise ValueError(f"vlv_stage2 has the variants {known}, not {variant!r}")
-    steps = 100_000
     config = ConfigDict({
         "stage": 2,
         "model": common.full_model(),
         "data": common.data("data/laion-captions", batch_size=64),
-        "run": common.run(steps, mesh={"data": 1, "fsdp": -1}, init_from="runs/vlv_stage1"),
+        "run": common.run(100_000, mesh={"data": 1, "fsdp": -1}, init_from="runs/vlv_stage1"),
         "optimizer": {
             "name": "adamw", "learning_rate": 1e-5, "schedule": "linear", "warmup_steps": 500,
-            "total_steps": steps, "b1": 0.9, "b2": 0.999, "weight_decay": 0.01, "clip_norm": 1.0,
+            "b1": 0.9, "b2": 0.999, "weight_decay": 0.01, "clip_norm": 1.0,
             "lr_multipliers": (),  # (path pattern, factor) pairs
         },
         "denoising": {
@@ -58,15 +57,14 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _mini(config: ConfigDict, language_model: str, rate: float) -> None:
-    steps = 3000
     config.model = common.mini_model(language_model)
     config.data = common.mini_data()
-    config.run = common.run(steps, save_every=1500, sample_every=1500, init_from="runs/demo/stage1")
+    config.run = common.run(3000, save_every=1500, sample_every=1500, init_from="runs/demo/stage1")
     # Muon gets with 1,400 steps where AdamW is after 2,000, and a step takes a tenth longer.
     # The projector alone is fresh. The encoder moves slowly: at the language model's it forgets
     # more than it learns (AdamW, 300 steps: 0.54 nats a token; 0.43 at 0.3 of it), and at 2e-4 it
     # is worse at combinations that no training scene has (0.79 of the objects right; 0.80 at 7e-5).
-    config.optimizer.update(name="muon", learning_rate=rate, warmup_steps=50, total_steps=steps)
+    config.optimizer.update(name="muon", learning_rate=rate, warmup_steps=50)
     config.optimizer.lr_multipliers = ((r"projector/.*", 10.0), (r"florence2/.*", 0.06))
     # Without stage 1's loss the pixel error of what is redrawn doubles; two images of the batch's
     # eight are enough to keep it.

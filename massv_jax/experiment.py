@@ -255,6 +255,7 @@ class Experiment:
     trainable: tuple[str, ...] = ()
 
     def __post_init__(self):
+        self.optimizer.check_length(self.run.steps)
         if self.data.batch_size % self.run.grad_accum:
             raise ValueError(
                 f"data.batch_size {self.data.batch_size} does not divide into "

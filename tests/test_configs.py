@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from configs import common
 from core_jax.commands import config_names
-from core_jax.config import to_dataclass
+from core_jax.config import ConfigError, to_dataclass
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ("__init__", "common")
@@ -110,3 +110,23 @@ def test_a_command_line_sets_values_that_no_config_file_writes(monkeypatch):
 def test_an_unknown_value_is_still_refused(monkeypatch):
     with pytest.raises((AttributeError, KeyError), match="lerning_rate"):
         parse(monkeypatch, "vlv_stage1.py", "--config.optimizer.lerning_rate=1")
+
+
+@pytest.mark.parametrize("file", ["vlv_stage2.py:mini", "massv_phase2.py:mini"])
+def test_the_decay_ends_with_the_run(file, monkeypatch):
+    told = parse(monkeypatch, file, "--config.run.steps=6000")
+    assert (told.run.steps, told.optimizer.total_steps) == (6000, 6000)
+    longer = parse(monkeypatch, file, "--config.optimizer.total_steps=9000")
+    assert longer.optimizer.total_steps == 9000
+    assert longer.run.steps == parse(monkeypatch, file).run.steps
+
+
+@pytest.mark.parametrize("file", ["vlv_stage2.py:mini", "massv_phase2.py:mini"])
+def test_a_run_that_would_go_on_without_learning_is_refused(file, monkeypatch):
+    steps = ("--config.run.steps=600", "--config.optimizer.total_steps=500")
+    with pytest.raises(ConfigError, match=r"optimizer\.total_steps=500.*run\.steps=600"):
+        parse(monkeypatch, file, *steps)
+    parse(monkeypatch, file, *steps, "--config.optimizer.min_ratio=0.1")
+    parse(monkeypatch, file, *steps, "--config.optimizer.schedule=constant")
+    with pytest.raises(ConfigError, match=r"fewer, such as optimizer\.warmup_steps=0"):
+        parse(monkeypatch, file, "--config.run.steps=2")

@@ -196,6 +196,7 @@ class Experiment:
     def __post_init__(self):
         if self.stage == 2 and not self.model.language_model:
             raise ValueError("stage 2 needs model.language_model")
+        self.optimizer.check_length(self.run.steps)
         if self.data.batch_size % self.run.grad_accum:
             raise ValueError(
                 f"data.batch_size {self.data.batch_size} does not divide into "

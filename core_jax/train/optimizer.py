@@ -27,7 +27,8 @@ class OptimizerConfig:
         learning_rate: peak learning rate.
         schedule: "cosine", "linear" or "constant", after the warm-up.
         warmup_steps: steps of the linear warm-up; step `i` of it has the factor `(i+1)/warmup`.
-        total_steps: step at which the decay ends; afterwards the rate stays at its minimum.
+        total_steps: step at which the decay ends; afterwards the rate stays at its minimum. The
+            config files set it to the run's length.
         min_ratio: the minimum of the decay as a fraction of the peak.
         b1: decay of the first moment.
         b2: decay of the second moment.
@@ -63,14 +64,32 @@ class OptimizerConfig:
             raise ValueError("warmup_steps must be at least 0 and total_steps at least 1")
         if self.schedule != "constant" and self.warmup_steps >= self.total_steps:
             raise ValueError(
-                f"warmup_steps={self.warmup_steps} leaves nothing of total_steps="
-                f"{self.total_steps} for the {self.schedule} decay"
+                f"optimizer.warmup_steps={self.warmup_steps} leaves nothing of total_steps="
+                f"{self.total_steps} (run.steps unless set) for the {self.schedule} decay; set "
+                "fewer, such as optimizer.warmup_steps=0"
             )
         if not 0 <= self.min_ratio <= 1:
             raise ValueError(f"min_ratio={self.min_ratio} must lie in [0, 1]")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(
                 f"clip_norm={self.clip_norm} must be positive, or None for no clipping"
+            )
+
+    def check_length(self, steps: int) -> None:
+        """Refuses a run that would go on without learning.
+
+        Args:
+            steps: of the run.
+
+        Raises:
+            ValueError: the decay ends at a learning rate of 0 before the run does.
+        """
+        decays_to_zero = self.schedule != "constant" and self.min_ratio == 0
+        if decays_to_zero and steps > self.total_steps:
+            raise ValueError(
+                f"the learning rate is 0 from optimizer.total_steps={self.total_steps} on, and the "
+                f"run goes on to run.steps={steps}; set optimizer.total_steps={steps} (the config "
+                "files do so by themselves), optimizer.min_ratio, or optimizer.schedule='constant'"
             )
 
 
