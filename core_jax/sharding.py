@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from core_jax.config import ConfigError
 from core_jax.partition import path_str
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -241,6 +242,22 @@ def replicated(tree: Tree, mesh: Mesh) -> Tree:
 def batch_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> NamedSharding:
     """Sharding of any batch array: its first dimension over the rule for "batch"."""
     return NamedSharding(mesh, PartitionSpec(_entry(_present(rules["batch"], mesh))))
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Checks that a batch divides over a mesh, which is cheaper before anything is loaded.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    axes = _present(DEFAULT_RULES["batch"], mesh)
+    parts = math.prod(mesh.shape[name] for name in axes)
+    if batch_size % parts:
+        raise ConfigError(
+            f"data.batch_size {batch_size} does not divide over the {parts} parts of the mesh's "
+            f"{' and '.join(axes)} ({dict(mesh.shape)}); make it a multiple of {parts}, or change "
+            "run.mesh"
+        )
 
 
 def constrain(x: jax.Array, *logical_axes: str | None, rules: Rules | None = None) -> jax.Array:

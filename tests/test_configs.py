@@ -130,3 +130,47 @@ def test_a_run_that_would_go_on_without_learning_is_refused(file, monkeypatch):
     parse(monkeypatch, file, *steps, "--config.optimizer.schedule=constant")
     with pytest.raises(ConfigError, match=r"fewer, such as optimizer\.warmup_steps=0"):
         parse(monkeypatch, file, "--config.run.steps=2")
+
+
+BOTH = ("vlv_stage1.py:mini", "massv_phase1.py:mini")
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "said"),
+    [
+        (BOTH, "run.steps=0", r"\(run\.steps unless set\) is 0; it must be at least 1"),
+        (BOTH, "run.keep=0", r"run\.keep is 0; it must be at least 1"),
+        (BOTH, "run.log_every=0", r"run\.log_every is 0"),
+        (BOTH, "run.save_every=0", r"run\.save_every is 0"),
+        (BOTH, "run.grad_accum=0", r"run\.grad_accum is 0"),
+        (BOTH, "run.grad_accum=3", r"data\.batch_size \d+ does not divide into run\.grad_accum 3"),
+        (BOTH, "run.ema_decay=1.5", r"run\.ema_decay is 1\.5; it must lie in \[0, 1\)"),
+        (BOTH, "data.batch_size=0", r"data\.batch_size is 0"),
+        (BOTH, "data.max_bad_fraction=2", r"data\.max_bad_fraction is 2.0; .* \[0, 1\]"),
+        (BOTH, "optimizer.learning_rate=0", r"optimizer\.learning_rate is 0.0; it must be posit"),
+        (BOTH, "optimizer.learning_rate=nan", r"optimizer\.learning_rate is nan"),
+        (BOTH[:1], "run.sample_every=-1", r"run\.sample_every is -1"),
+        (BOTH[:1], "model.num_queries=0", r"model\.num_queries is 0"),
+        (BOTH[:1], "data.max_tokens=0", r"data\.max_tokens is 0"),
+        (BOTH[:1], "sampling.batch_size=0", r"sampling\.batch_size is 0"),
+        (BOTH[:1], "sampling.top_p=0", r"sampling\.top_p is 0.0"),
+        (BOTH[:1], "evaluation.bootstrap_samples=0", r"evaluation\.bootstrap_samples is 0"),
+        (BOTH[1:], "distill.batch_size=0", r"distill\.batch_size is 0"),
+        (BOTH[1:], "decoding.gamma=0", r"decoding\.gamma is 0; it must be from 1 to 16"),
+        (BOTH[1:], "decoding.prompt_lengths=()", r"decoding\.prompt_lengths is \(\)"),
+        (BOTH[1:], "evaluation.gammas=(5, 17)", r"evaluation\.gammas has 17"),
+    ],
+)  # fmt: skip
+def test_values_without_a_meaning_are_refused(files, given, said, monkeypatch):
+    """Before anything is loaded; with a message that has the value's name and the remedy."""
+    for file in files:
+        with pytest.raises(ConfigError, match=said):
+            parse(monkeypatch, file, f"--config.{given}")
+
+
+def test_beams_and_temperature_exclude_each_other(monkeypatch):
+    both = ("--config.sampling.num_beams=4", "--config.sampling.temperature=0.7")
+    with pytest.raises(ConfigError, match=r"num_beams 4 and sampling\.temperature 0\.7 exclude"):
+        parse(monkeypatch, "vlv_stage2.py:mini", *both)
+    for one in both:
+        parse(monkeypatch, "vlv_stage2.py:mini", one)

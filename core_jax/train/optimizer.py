@@ -60,8 +60,19 @@ class OptimizerConfig:
             raise ValueError(f"optimizer {self.name!r}: choose 'adamw', 'muon' or 'sgd'")
         if self.schedule not in ("cosine", "linear", "constant"):
             raise ValueError(f"schedule {self.schedule!r}: choose 'cosine', 'linear', 'constant'")
-        if self.warmup_steps < 0 or self.total_steps < 1:
-            raise ValueError("warmup_steps must be at least 0 and total_steps at least 1")
+        if not self.learning_rate > 0:
+            raise ValueError(
+                f"optimizer.learning_rate is {self.learning_rate}; it must be positive"
+            )
+        if self.warmup_steps < 0:
+            raise ValueError(
+                f"optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0"
+            )
+        if self.total_steps < 1:
+            raise ValueError(
+                f"optimizer.total_steps (run.steps unless set) is {self.total_steps}; it must be "
+                "at least 1"
+            )
         if self.schedule != "constant" and self.warmup_steps >= self.total_steps:
             raise ValueError(
                 f"optimizer.warmup_steps={self.warmup_steps} leaves nothing of total_steps="
