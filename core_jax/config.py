@@ -11,7 +11,10 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A config value is unknown, missing or of the wrong type; the message names its path."""
+    """A config value is unknown, missing, of the wrong type, or does not fit what it is used with.
+
+    The message names it. Commands show it as one line.
+    """
 
 
 def to_dataclass(cls: type[T], config: Mapping[str, Any], *, path: str = "config") -> T:

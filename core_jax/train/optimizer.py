@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from core_jax.config import ConfigError
 from core_jax.partition import path_str
 
 Schedule = Callable[[Any], jax.Array]
@@ -134,7 +135,7 @@ def make_optimizer(
     """Returns the optimizer for a tree of trainable parameters.
 
     Patterns are checked when the state is initialised: one that matches nothing, or two rows of
-    `lr_multipliers` that match one parameter, raise `ValueError`.
+    `lr_multipliers` that match one parameter, raise `ConfigError`.
     """
     schedule = make_schedule(config) if schedule is None else schedule
     parts: list[optax.GradientTransformation] = []
@@ -230,7 +231,7 @@ def _by_path(
         name = path_str(path)
         hits = [(pattern, value) for pattern, value in rows if re.fullmatch(pattern, name)]
         if exclusive and len(hits) > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"{name} is matched by several rows: {[pattern for pattern, _ in hits]}"
             )
         used.update(pattern for pattern, _ in hits)
@@ -240,5 +241,5 @@ def _by_path(
     dead = [pattern for pattern, _ in rows if pattern not in used]
     # `optax.tree_utils.tree_map_params` asks with a placeholder for all parameters, without paths.
     if dead and isinstance(tree, Mapping):
-        raise ValueError(f"optimizer patterns match no trainable parameter: {dead}")
+        raise ConfigError(f"optimizer patterns match no trainable parameter: {dead}")
     return out
