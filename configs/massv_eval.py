@@ -6,7 +6,8 @@ drafter of a fifth of the target's cost 5 is past the optimum.
 
 from ml_collections import ConfigDict
 
-from configs import massv
+from configs import common, massv
+from massv_jax.experiment import Experiment
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -14,7 +15,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = massv.base(name, "eval")
     config.model.drafter = "runs/massv_phase2"
     _use_held_out(config, name)
-    return config
+    return common.complete(config, Experiment)
 
 
 def _use_held_out(config: ConfigDict, name: str) -> None:

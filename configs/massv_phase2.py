@@ -8,7 +8,8 @@ answers are learned, which is the arm without self-distillation.
 
 from ml_collections import ConfigDict
 
-from configs import massv
+from configs import common, massv
+from massv_jax.experiment import Experiment
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -28,4 +29,4 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.answer_images = massv.MINI_QUESTIONS[1]
         config.run.init_from = f"{folder}/phase1"
         massv.use_steps(config, 300, 2e-3)
-    return config
+    return common.complete(config, Experiment)

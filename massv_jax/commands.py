@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from core_jax import commands
-from core_jax.config import ConfigError
 from massv_jax.experiment import Experiment
 
 
@@ -22,6 +21,6 @@ def run_command(
 
     commands.run_command(
         job, Experiment, example="configs/massv_phase2.py:mini",
-        errors=(BindingError, DrafterError, ExportError, WorkdirError, ConfigError),
+        errors=(BindingError, DrafterError, ExportError, WorkdirError),
         workdir=workdir, config=config, define=define,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from core_jax.models import load_model
 from core_jax.models.gemma3 import Gemma3Config
 from core_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from core_jax.partition import cast_floating, split
-from core_jax.sharding import make_mesh
+from core_jax.sharding import check_batch, make_mesh
 from core_jax.train.loop import LoopConfig, TrainResult, run_training
 from core_jax.train.placement import PlacedStep, place_step
 from core_jax.train.run_record import RunRecord, decide_start
@@ -132,6 +132,7 @@ class Job:
 def build_job(experiment: Experiment) -> Job:
     """Loads the networks, splits them, and places everything on the config's mesh."""
     mesh = make_mesh(experiment.run.mesh)
+    check_batch(experiment.data.batch_size, mesh)
     parts = assemble(experiment, mesh=mesh)
     config = parts.drafter.config
     trainable, frozen = split(parts.params, trainable_patterns(experiment, config.kind))

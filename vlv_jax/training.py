@@ -11,7 +11,7 @@ import jax
 from core_jax.data.pipeline import make_batches
 from core_jax.data.sources import open_source
 from core_jax.partition import split, tree_hash
-from core_jax.sharding import make_mesh
+from core_jax.sharding import check_batch, make_mesh
 from core_jax.train.loop import Hook, LoopConfig, TrainResult, run_training
 from core_jax.train.placement import PlacedStep, place_step
 from core_jax.train.run_record import INIT_FROM, RunRecord, decide_start
@@ -202,6 +202,7 @@ def train(
       workdir: the directory.
       count_flops: tells the operations of a step over all devices, for the MFU.
     """
+    check_batch(experiment.data.batch_size, make_mesh(experiment.run.mesh))
     record = make_record(experiment)
     decide_start(str(workdir), record)  # before anything is loaded or written
     job = build_job(experiment)

@@ -58,7 +58,7 @@ def base(variant: str, task: str) -> ConfigDict:
         "optimizer": {
             "name": "adamw", "learning_rate": 1e-3, "schedule": "cosine",
             "warmup_steps": 65,  # 3 % [LLaVA]
-            "total_steps": 2180, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0, "clip_norm": 1.0,
+            "b1": 0.9, "b2": 0.999, "weight_decay": 0.0, "clip_norm": 1.0,
         },
         "loss": {
             "ce": 1.0,  # [paper]: the target's answers as hard labels
@@ -94,7 +94,7 @@ def use_source(config: ConfigDict, files: tuple[str, str]) -> None:
 
 def use_steps(config: ConfigDict, steps: int, learning_rate: float) -> None:
     """Length and peak of a run, with 3 % of warm-up."""
-    config.run.steps = config.optimizer.total_steps = steps
+    config.run.steps = steps
     config.optimizer.learning_rate = learning_rate
     config.optimizer.warmup_steps = round(0.03 * steps)
 

@@ -6,6 +6,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from core_jax import sharding
+from core_jax.config import ConfigError
 
 
 @pytest.fixture
@@ -44,6 +45,12 @@ def test_make_mesh_is_auto_and_fills_in_one_size():
 def test_make_mesh_errors(shape, message):
     with pytest.raises(ValueError, match=message):
         sharding.make_mesh(shape)
+
+
+def test_a_batch_divides_over_data_and_fsdp(mesh):
+    sharding.check_batch(8, mesh)
+    with pytest.raises(ConfigError, match=r"batch_size 6 does not divide .* 4 parts .* data and"):
+        sharding.check_batch(6, mesh)
 
 
 def test_param_shardings(mesh):
