@@ -16,7 +16,7 @@ import jax
 from absl import flags
 
 from massv_jax.commands import run_command
-from massv_jax.experiment import DecodingConfig, Experiment
+from massv_jax.experiment import DataConfig, DecodingConfig, Experiment
 
 _DECODING = ("gamma", "accept", "temperature", "top_k", "top_p", "min_confidence",
              "max_new_tokens", "batch_size", "seed")  # fmt: skip
@@ -30,6 +30,8 @@ def _define() -> None:
         "drafter", None, "Directory, or text, lookup, none; the config's by default."
     )
     flags.DEFINE_string("image_root", None, "Images are relative to it; the input's folder.")
+    flags.DEFINE_integer("min_pixels", None, "Overrides data.min_pixels, a limit of images.")
+    flags.DEFINE_integer("max_pixels", None, "Overrides data.max_pixels.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of the parameters.")
     flags.DEFINE_bool("adaptive", False, "Choose windows by measured acceptance and cost.")
     flags.DEFINE_integer("gamma", None, "Overrides decoding.gamma.")
@@ -51,6 +53,8 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
         make_decoder,
         summary_line,
     )
+    from massv_jax.pixels import NAMES as PIXEL_LIMITS
+    from massv_jax.pixels import pixel_limits
     from massv_jax.placing import tensor_mesh
     from massv_jax.speculative.adaptive import AdaptiveGamma
 
@@ -64,6 +68,9 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
     changes = {n: v for n in _DECODING if (v := getattr(values, n)) is not None}
     decoding = experiment.decoding if experiment else DecodingConfig()
     decoding = dataclasses.replace(decoding, **changes)
+    data = experiment.data if experiment else DataConfig()
+    limits = pixel_limits(data)
+    limits |= {n: v for n in PIXEL_LIMITS if (v := getattr(values, n)) is not None}
     options: dict[str, Any] = {}
     if experiment:
         options = {"dtype": experiment.model.frozen_dtype, "execution": experiment.model.execution}
@@ -76,7 +83,7 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
             language_model=experiment.model.language_model if experiment else "",
             accept=decoding.accept, min_confidence=decoding.min_confidence,
             prompt_lengths=decoding.prompt_lengths if experiment else None,
-            mesh=tensor_mesh(experiment) if experiment else None, **options,
+            limits=limits, mesh=tensor_mesh(experiment) if experiment else None, **options,
         )  # fmt: skip
         job = GenerateJob(
             input=pathlib.Path(values.input).expanduser(),
@@ -88,6 +95,7 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
                 "top_k": decoding.top_k, "top_p": decoding.top_p, "gamma": gamma,
                 "seed": decoding.seed,
             },
+            limits=data.limits,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )  # fmt: skip

@@ -19,6 +19,7 @@ import numpy as np
 from core_jax.data.images import BadImage, ImageLimits
 from core_jax.decode.frontends import open_image
 from core_jax.decode.target import Target, load_target
+from massv_jax.pixels import limit_pixels
 from massv_jax.placing import target_options
 from massv_jax.speculative.adaptive import GammaPolicy
 from massv_jax.speculative.counts import Statistics
@@ -42,7 +43,7 @@ class GenerateJob:
       image_root: images are relative to it; the input's folder if None.
       batch_size: rows of a call; the last one is filled up.
       options: of `SpeculativeDecoder.generate`.
-      limits: what an acceptable image is.
+      limits: what an acceptable image file is.
       process_index, process_count: this process's share.
     """
 
@@ -280,6 +281,7 @@ def make_decoder(
     accept: Any = "rejection",
     min_confidence: float = 0.0,
     prompt_lengths: Sequence[int] | None = None,
+    limits: Mapping[str, int] | None = None,
     mesh: Any = None,
     **options: Any,
 ) -> SpeculativeDecoder:
@@ -292,10 +294,12 @@ def make_decoder(
       accept: see `DecodeOptions`.
       min_confidence: see `DecodeOptions`.
       prompt_lengths: see `SpeculativeDecoder`; its own by default.
+      limits: of images, in the place of those of the target's processor (massv_jax.pixels).
       mesh: of several devices, for both networks (massv_jax.placing).
       **options: of `load_target`.
     """
     target: Target = load_target(target_dir, **options, **target_options(target_dir, mesh))
+    target = limit_pixels(target, limits or {})
     if mesh is not None:
         options = {**options, "mesh": mesh}
     made = open_drafter_named(

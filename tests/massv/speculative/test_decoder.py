@@ -233,7 +233,7 @@ def test_prompts_that_do_not_fit_their_images_or_the_cache(monkeypatch):
 def test_what_is_no_drafter():
     with pytest.raises(TypeError, match="dict is no drafter"):
         decoder({})
-    with pytest.raises(TypeError, match="share the target's vision tower"):
+    with pytest.raises(BindingError, match="share the target's vision tower"):
         decoder(dataclasses.replace(NEAR, model_type="other"))
     other = dataclasses.replace(NEAR, frontend=ToyFrontend(ToyTokenizer("bacdefghijklmnopqrstuvw")))
     with pytest.raises(BindingError, match="2 of the target's tokens"):
