@@ -28,7 +28,7 @@ def _job(experiment: Experiment, workdir: pathlib.Path | None) -> None:
     from core_jax.decode.target import TargetError
     from massv_jax.evaluation.prompts import EvaluationError
     from massv_jax.evaluation.run import evaluate, load_subject, parse_arms
-    from massv_jax.generating import JobError
+    from massv_jax.generating_files import JobError
     from massv_jax.speculative.decoder import RequestError
 
     values = flags.FLAGS

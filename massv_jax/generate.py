@@ -5,7 +5,8 @@
     python -m massv_jax.generate --target DIR --drafter DIR --input ... --output ...
 
 A line of the input is {"id": ..., "prompt": ..., "image": ...}. Running the same command again goes
-on where it stopped; with several processes, process i takes every n-th prompt.
+on where it stopped, and tries again what failed; with other settings it is refused. With several
+processes, process i takes every n-th prompt.
 """
 
 import dataclasses
@@ -47,12 +48,11 @@ def _define() -> None:
 
 def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
     from massv_jax.generating import (
-        GenerateJob,
-        JobError,
         generate_answers,
         make_decoder,
         summary_line,
     )
+    from massv_jax.generating_files import GenerateJob, JobError
     from massv_jax.pixels import NAMES as PIXEL_LIMITS
     from massv_jax.pixels import pixel_limits
     from massv_jax.placing import tensor_mesh

@@ -1,5 +1,6 @@
 """Files of prompts to files of answers: stops, restarts, bad rows, the command line."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import pytest
 from PIL import Image
 
 from massv_jax import generating
-from massv_jax.generating import GenerateJob, JobError, generate_answers, read_done, row_seed
-from tests.massv.speculative.test_decoder import PROMPTS, decoder
+from massv_jax.generating import generate_answers, row_seed
+from massv_jax.generating_files import GenerateJob, JobError, read_done
+from tests.massv.speculative.test_decoder import PROMPTS, decoder, target
 from tests.massv.speculative.toy import PIXELS
 
 OPTIONS = {"max_new_tokens": 12, "gamma": 3, "temperature": 1.0}
@@ -84,6 +86,58 @@ def test_rows_that_cannot_be_answered_do_not_stop_the_others(files):
     assert made["q0"] == {"id": "q0", "error": "image: missing_file"}
     assert "longer than the cache" in made["q1"]["error"]
     assert all("text" in made[f"q{i}"] for i in (2, 3, 4))
+
+
+def test_what_failed_is_tried_again_and_what_was_answered_is_kept(files, tmp_path):
+    source, output = files
+    job = GenerateJob(input=source, output=output, batch_size=5, options=OPTIONS)
+    hidden = (tmp_path / "a.png").rename(tmp_path / "hidden.png")
+    generate_answers(decoder(), job)
+    before = _read(output)
+    assert "error" in before["q0"]
+    hidden.rename(tmp_path / "a.png")
+    made = generate_answers(decoder(), job)
+    assert len(made.rounds) == 1
+    lines = [json.loads(line) for line in output.read_text().split("\n")[:-1]]
+    assert [r["id"] for r in lines] == ["q1", "q2", "q3", "q4", "q0"]
+    assert all(r == before[r["id"]] for r in lines[:-1])
+    assert "text" in lines[-1]
+
+
+def test_line_separators_in_an_answer_end_no_line(tmp_path):
+    output = tmp_path / "out.jsonl"
+    records = [{"id": "a", "text": "one\u2028two\x85three"}, {"id": "b", "text": "four"}]
+    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+    output.write_text(text, encoding="utf-8")
+    assert read_done(output) == {"a", "b"}
+    assert output.read_text(encoding="utf-8") == text
+    output.write_bytes(text.encode() + '{"id": "c", "text": "ü'.encode()[:-1])  # a kill in a letter
+    assert read_done(output) == {"a", "b"}
+    assert output.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        (dict(options={"temperature": 0.5}), "temperature"),
+        (dict(options={"seed": 3}), "seed"),
+        (dict(options={"gamma": 2}), "gamma"),
+        (dict(drafter=None), "drafter"),
+        (dict(target=target(seed=4)), "target"),
+        (dict(accept="coupled"), "accept"),
+    ],
+)
+def test_other_settings_do_not_mix_with_what_is_there(files, other, name):
+    source, output = files
+    job = GenerateJob(input=source, output=output, batch_size=5, options={"seed": 0, **OPTIONS})
+    generate_answers(decoder(), job)
+    options = other.pop("options", {})
+    job = dataclasses.replace(job, options={**job.options, **options})
+    with pytest.raises(JobError, match=f"other settings: {name} was"):
+        generate_answers(dataclasses.replace(decoder(), **other), job)
+    # Another number of rows changes no answer.
+    job = dataclasses.replace(job, batch_size=2, options={"seed": 0, **OPTIONS})
+    assert generate_answers(decoder(), job) is None
 
 
 @pytest.mark.parametrize(
