@@ -187,11 +187,12 @@ def core_errors() -> tuple[type[BaseException], ...]:
     from core_jax.convert.rules import WeightsError
     from core_jax.convert.safetensors_io import CheckpointFormatError
     from core_jax.data.bad import TooManyBadExamples
+    from core_jax.data.processors import ProcessorError
     from core_jax.data.sources import SourceError
     from core_jax.models.auto import UnknownModelError
     from core_jax.train.errors import NonFiniteError, ResumeError
 
     return (
         WeightsError, CheckpointFormatError, UnknownModelError, SourceError, TooManyBadExamples,
-        NonFiniteError, ResumeError, FileNotFoundError,
+        NonFiniteError, ResumeError, ProcessorError, FileNotFoundError,
     )  # fmt: skip

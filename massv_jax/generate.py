@@ -9,7 +9,6 @@ on where it stopped, and tries again what failed; with other settings it is refu
 processes, process i takes every n-th prompt.
 """
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -48,11 +47,12 @@ def _define() -> None:
 
 def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
     from massv_jax.generating import (
+        change_decoding,
         generate_answers,
         make_decoder,
         summary_line,
     )
-    from massv_jax.generating_files import GenerateJob, JobError
+    from massv_jax.generating_files import GenerateJob
     from massv_jax.pixels import NAMES as PIXEL_LIMITS
     from massv_jax.pixels import pixel_limits
     from massv_jax.placing import tensor_mesh
@@ -67,7 +67,7 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
         drafter = str(workdir) if workdir else experiment.model.drafter if experiment else ""
     changes = {n: v for n in _DECODING if (v := getattr(values, n)) is not None}
     decoding = experiment.decoding if experiment else DecodingConfig()
-    decoding = dataclasses.replace(decoding, **changes)
+    decoding = change_decoding(decoding, **changes)
     data = experiment.data if experiment else DataConfig()
     limits = pixel_limits(data)
     limits |= {n: v for n in PIXEL_LIMITS if (v := getattr(values, n)) is not None}
@@ -77,31 +77,28 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
     if values.dtype:
         options["dtype"] = values.dtype
     gamma: Any = AdaptiveGamma() if values.adaptive else decoding.gamma
-    try:
-        decoder = make_decoder(
-            target, drafter,
-            language_model=experiment.model.language_model if experiment else "",
-            accept=decoding.accept, min_confidence=decoding.min_confidence,
-            prompt_lengths=decoding.prompt_lengths if experiment else None,
-            limits=limits, mesh=tensor_mesh(experiment) if experiment else None, **options,
-        )  # fmt: skip
-        job = GenerateJob(
-            input=pathlib.Path(values.input).expanduser(),
-            output=pathlib.Path(values.output).expanduser(),
-            image_root=pathlib.Path(values.image_root) if values.image_root else None,
-            batch_size=decoding.batch_size,
-            options={
-                "max_new_tokens": decoding.max_new_tokens, "temperature": decoding.temperature,
-                "top_k": decoding.top_k, "top_p": decoding.top_p, "gamma": gamma,
-                "seed": decoding.seed,
-            },
-            limits=data.limits,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )  # fmt: skip
-        statistics = generate_answers(decoder, job)
-    except (JobError, TypeError) as error:
-        raise SystemExit(f"error: {error}") from error
+    decoder = make_decoder(
+        target, drafter,
+        language_model=experiment.model.language_model if experiment else "",
+        accept=decoding.accept, min_confidence=decoding.min_confidence,
+        prompt_lengths=decoding.prompt_lengths if experiment else None,
+        limits=limits, mesh=tensor_mesh(experiment) if experiment else None, **options,
+    )  # fmt: skip
+    job = GenerateJob(
+        input=pathlib.Path(values.input).expanduser(),
+        output=pathlib.Path(values.output).expanduser(),
+        image_root=pathlib.Path(values.image_root) if values.image_root else None,
+        batch_size=decoding.batch_size,
+        options={
+            "max_new_tokens": decoding.max_new_tokens, "temperature": decoding.temperature,
+            "top_k": decoding.top_k, "top_p": decoding.top_p, "gamma": gamma,
+            "seed": decoding.seed,
+        },
+        limits=data.limits,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )  # fmt: skip
+    statistics = generate_answers(decoder, job)
     if statistics is not None:
         print(summary_line(statistics, gamma), flush=True)
 

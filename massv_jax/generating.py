@@ -19,9 +19,11 @@ import numpy as np
 
 from core_jax.data.images import BadImage
 from core_jax.decode.frontends import open_image
+from core_jax.decode.sampling import SamplingRule
 from core_jax.decode.target import Target, load_target
 from core_jax.partition import tree_hash
 from massv_jax.binding import weight_hashes
+from massv_jax.experiment import DecodingConfig
 from massv_jax.generating_files import (
     GenerateJob,
     JobError,
@@ -35,8 +37,14 @@ from massv_jax.pixels import limit_pixels, pixels_of
 from massv_jax.placing import target_options
 from massv_jax.speculative.adaptive import GammaPolicy
 from massv_jax.speculative.counts import Statistics
-from massv_jax.speculative.decoder import PROMPT_LENGTHS, Answers, SpeculativeDecoder
+from massv_jax.speculative.decoder import (
+    PROMPT_LENGTHS,
+    Answers,
+    RequestError,
+    SpeculativeDecoder,
+)
 from massv_jax.speculative.drafters import LookupDrafter
+from massv_jax.speculative.options import MAX_GAMMA, DecodeOptions
 
 
 def open_drafter_named(
@@ -201,6 +209,28 @@ def _record(answers: Answers | None, i: int) -> dict[str, Any]:
 def row_seed(row_id: str) -> int:
     """A stable number for an id."""
     return zlib.crc32(row_id.encode())
+
+
+def change_decoding(decoding: DecodingConfig, **changes: Any) -> DecodingConfig:
+    """Other values for some settings, checked before anything is loaded.
+
+    Raises:
+      RequestError: one is out of range.
+    """
+    try:
+        made = dataclasses.replace(decoding, **changes)
+        rule = SamplingRule(temperature=made.temperature, top_k=made.top_k, top_p=made.top_p)
+        DecodeOptions(
+            max_new_tokens=made.max_new_tokens, max_gamma=made.gamma, vocab_size=1, rule=rule,
+            accept=made.accept, min_confidence=made.min_confidence,
+        )  # fmt: skip
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    if made.gamma < 1:
+        raise RequestError(f"gamma is {made.gamma}; it must be from 1 to {MAX_GAMMA}")
+    if made.batch_size < 1:
+        raise RequestError(f"batch_size is {made.batch_size}; it must be at least 1")
+    return made
 
 
 def make_decoder(

@@ -76,11 +76,26 @@ def read_rows(job: GenerateJob) -> Iterator[Row]:
                 raise JobError(f"{where}: id {row_id!r} was there before; ids must differ")
             seen.add(row_id)
             prompt = record.get("messages", record.get("prompt"))
-            if not isinstance(prompt, str | list):
-                raise JobError(f'{where}: needs "prompt", a text, or "messages", a list')
+            if not isinstance(prompt, str) and not _is_conversation(prompt):
+                raise JobError(
+                    f'{where}: needs "prompt", a text, or "messages", a list of '
+                    '{"role": ..., "content": ...}'
+                )
             images = record.get("images", record.get("image"))
             images = [] if images is None else images if isinstance(images, list) else [images]
             yield Row(row_id, prompt, [str(root / image) for image in images])
+
+
+def _is_conversation(prompt: Any) -> bool:
+    def is_message(message: Any) -> bool:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return False
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [content]
+        kind = dict if isinstance(content, list) else str
+        return all(isinstance(part, kind) for part in parts)
+
+    return isinstance(prompt, list) and bool(prompt) and all(map(is_message, prompt))
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:

@@ -249,10 +249,18 @@ class SpeculativeDecoder:
 
     def _texts(self, rows: list[tuple[list[Any], Prompt]], chat: bool) -> list[str]:
         if chat:
-            return [self.target.frontend.render(prompt, len(images)) for images, prompt in rows]
+            return [self._render(prompt, len(images)) for images, prompt in rows]
         if wrong := [i for i, (_, prompt) in enumerate(rows) if not isinstance(prompt, str)]:
             raise RequestError(f"prompts {wrong} are messages; with chat=False give texts")
         return [str(prompt) for _, prompt in rows]
+
+    def _render(self, prompt: Prompt, num_images: int) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return self.target.frontend.render(prompt, num_images)
+        except TemplateError as error:  # such as Gemma's, where roles do not alternate
+            raise RequestError(f"the chat template refuses the messages: {error}") from error
 
     def _options(self, rule: SamplingRule, max_new_tokens: int, max_gamma: int) -> DecodeOptions:
         target = self.target

@@ -5,14 +5,20 @@ import json
 import subprocess
 import sys
 
+import jinja2
 import numpy as np
 import pytest
 from PIL import Image
 
+from core_jax.data.processors import ProcessorError
+from core_jax.decode.target import TargetError
 from massv_jax import generating
-from massv_jax.generating import generate_answers, row_seed
+from massv_jax.binding import BindingError
+from massv_jax.experiment import DecodingConfig
+from massv_jax.generating import change_decoding, generate_answers, row_seed
 from massv_jax.generating_files import GenerateJob, JobError, read_done
-from tests.massv.speculative.test_decoder import PROMPTS, decoder, target
+from massv_jax.speculative.decoder import RequestError
+from tests.massv.speculative.test_decoder import PROMPTS, ToyFrontend, decoder, target
 from tests.massv.speculative.toy import PIXELS
 
 OPTIONS = {"max_new_tokens": 12, "gamma": 3, "temperature": 1.0}
@@ -140,12 +146,67 @@ def test_other_settings_do_not_mix_with_what_is_there(files, other, name):
     assert generate_answers(decoder(), job) is None
 
 
+def test_a_row_that_the_template_refuses_does_not_stop_the_others(files):
+    """Gemma's raises where roles do not alternate."""
+    source, output = files
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    user = {"role": "user", "content": "a"}
+    rows[1] = {"id": "q1", "messages": [user, user]}
+    _write(source, rows)
+
+    class Strict(ToyFrontend):
+        def render(self, prompt, num_images):
+            if not isinstance(prompt, str):
+                raise jinja2.TemplateError("Conversation roles must alternate")
+            return super().render(prompt, num_images)
+
+    strict = dataclasses.replace(target(), frontend=Strict())
+    job = GenerateJob(input=source, output=output, batch_size=5, options=OPTIONS)
+    generate_answers(dataclasses.replace(decoder(), target=strict), job)
+    made = _read(output)
+    assert "roles must alternate" in made["q1"]["error"]
+    assert all("text" in made[f"q{i}"] for i in (0, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(gamma=20), "gamma is 20"),
+        (dict(gamma=0), "gamma is 0"),
+        (dict(top_p=2.0), "top_p"),
+        (dict(batch_size=0), "batch_size"),
+        (dict(max_new_tokens=0), "max_new_tokens"),
+        (dict(min_confidence=2.0), "min_confidence"),
+    ],
+)
+def test_settings_out_of_range_are_found_before_anything_is_loaded(changes, message):
+    assert change_decoding(DecodingConfig(), gamma=3).gamma == 3
+    with pytest.raises(RequestError, match=message):
+        change_decoding(DecodingConfig(), **changes)
+
+
+def test_a_users_mistakes_end_in_one_line_and_ours_in_a_traceback(monkeypatch):
+    from core_jax import commands as core_commands
+    from massv_jax.commands import run_command
+
+    caught = []
+    monkeypatch.setattr(core_commands, "run_command", lambda *a, errors, **k: caught.extend(errors))
+    run_command(lambda experiment, workdir: None)
+    users = (*caught, *core_commands.core_errors())
+    for error in (JobError, RequestError, TargetError, ProcessorError, BindingError):
+        assert issubclass(error, users)
+    assert not issubclass(TypeError, users)
+    assert not issubclass(ValueError, users)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", "is not JSON"),
         ("[1]", "no JSON object"),
         ('{"id": 1}', 'needs "prompt"'),
+        ('{"id": 1, "messages": ["hello"]}', 'needs "prompt"'),
+        ('{"id": 1, "messages": [{"role": "user", "content": null}]}', 'needs "prompt"'),
         ('{"id": "q0", "prompt": "x"}\n{"id": "q0", "prompt": "y"}', "was there before"),
     ],
 )
