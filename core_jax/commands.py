@@ -187,6 +187,7 @@ def core_errors() -> tuple[type[BaseException], ...]:
     from core_jax.convert.rules import WeightsError
     from core_jax.convert.safetensors_io import CheckpointFormatError
     from core_jax.data.bad import TooManyBadExamples
+    from core_jax.data.processors import ProcessorError
     from core_jax.data.sources import SourceError
     from core_jax.models.auto import UnknownModelError
     from core_jax.models.hf_config import ModelConfigError
@@ -194,5 +195,6 @@ def core_errors() -> tuple[type[BaseException], ...]:
 
     return (
         ConfigError, WeightsError, CheckpointFormatError, UnknownModelError, ModelConfigError,
-        SourceError, TooManyBadExamples, NonFiniteError, ResumeError, FileNotFoundError,
+        SourceError, TooManyBadExamples, NonFiniteError, ResumeError, ProcessorError,
+        FileNotFoundError,
     )  # fmt: skip

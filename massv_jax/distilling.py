@@ -18,7 +18,7 @@ from typing import Any
 from core_jax.config import ConfigError
 from core_jax.data.llava_exclude import read_exclusions, without_images
 from core_jax.data.sources import Source, open_source
-from core_jax.decode.frontends import Qwen2_5_VLFrontend, TextFrontend
+from core_jax.decode.frontends import TextFrontend
 from core_jax.decode.target import Target, load_target
 from core_jax.train.run_record import versions
 from core_jax.watchdog import HEARTBEATS, Watchdog
@@ -28,6 +28,7 @@ from massv_jax.distilling_files import ChunkFolder, DistillError, merge_chunks
 from massv_jax.experiment import Experiment
 from massv_jax.generating import open_drafter_named
 from massv_jax.loading import target_tokenizer
+from massv_jax.pixels import limit_pixels, pixel_limits
 from massv_jax.placing import data_parallel, local_mesh, target_options
 from massv_jax.speculative.decoder import SpeculativeDecoder
 
@@ -119,13 +120,7 @@ def load_limited_target(experiment: Experiment, *, mesh: Any = None) -> Target:
         model.target, dtype=model.frozen_dtype, execution=model.execution,
         **target_options(model.target, mesh),
     )  # fmt: skip
-    limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(data, k))}
-    if not limits or not isinstance(target.frontend, Qwen2_5_VLFrontend):
-        return target
-    processor = target.frontend.processor
-    images = dataclasses.replace(processor.image_processor, **limits)
-    processor = dataclasses.replace(processor, image_processor=images)
-    return dataclasses.replace(target, frontend=Qwen2_5_VLFrontend(processor))
+    return limit_pixels(target, pixel_limits(data))
 
 
 def make_settings(answerer: Answerer, plan: Plan, experiment: Experiment) -> dict[str, Any]:

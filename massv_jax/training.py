@@ -30,7 +30,7 @@ from massv_jax.binding import Binding, weight_hashes
 from massv_jax.experiment import Experiment
 from massv_jax.loading import TARGET_MERGER, DrafterParts, load_tower, prefix_target
 from massv_jax.phase2 import TARGET, TOWER, Teacher
-from massv_jax.workdir import assemble
+from massv_jax.workdir import TARGET_BINDING, assemble
 
 
 def trainable_patterns(experiment: Experiment, kind: str) -> tuple[str, ...]:
@@ -233,6 +233,7 @@ def make_record(experiment: Experiment, binding: Binding) -> RunRecord:
         },
         init_from=experiment.run.init_from or None,
         config=config,
+        extra={TARGET_BINDING: dataclasses.asdict(binding)},
     )
 
 

@@ -39,7 +39,9 @@ def certify(subject: Subject, out: pathlib.Path, *, say: Callable[[str], None] =
     """
     experiment = subject.experiment
     decoding, settings = experiment.decoding, experiment.evaluation
-    questions, left_out = open_questions(experiment, images_only=subject.images_only)
+    questions, left_out = open_questions(
+        experiment, images_only=subject.images_only, decoder=subject.plain
+    )
     plain = measure(subject.plain, questions, decoding, temperature=0.0, gamma=0)
     gamma = max(settings.gammas)
     windows = compare_windows(subject.plain, questions, plain, decoding, gamma=gamma)

@@ -109,7 +109,8 @@ class SpeculativeDecoder:
       accept: see `DecodeOptions`.
       min_confidence: see `DecodeOptions`.
       batch_size: rows of a compiled program, the last batch is filled up; None: all at once.
-      prompt_lengths: what prompts are padded to; a longer prompt is an error.
+      prompt_lengths: what prompts are padded to, as far as the model has positions; a prompt
+        longer than all of them is an error.
     """
 
     target: Target
@@ -215,7 +216,7 @@ class SpeculativeDecoder:
         """
         rows = self._rows(images, prompts)
         texts = self._texts(rows, options.get("chat", True))
-        lengths = self._lengths(options.get("max_new_tokens", 128))
+        lengths = self.allowed_lengths(options.get("max_new_tokens", 128))
         self.target.frontend.prepare(texts, [images for images, _ in rows], lengths=lengths)
 
     def stream(
@@ -249,10 +250,18 @@ class SpeculativeDecoder:
 
     def _texts(self, rows: list[tuple[list[Any], Prompt]], chat: bool) -> list[str]:
         if chat:
-            return [self.target.frontend.render(prompt, len(images)) for images, prompt in rows]
+            return [self._render(prompt, len(images)) for images, prompt in rows]
         if wrong := [i for i, (_, prompt) in enumerate(rows) if not isinstance(prompt, str)]:
             raise RequestError(f"prompts {wrong} are messages; with chat=False give texts")
         return [str(prompt) for _, prompt in rows]
+
+    def _render(self, prompt: Prompt, num_images: int) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return self.target.frontend.render(prompt, num_images)
+        except TemplateError as error:  # such as Gemma's, where roles do not alternate
+            raise RequestError(f"the chat template refuses the messages: {error}") from error
 
     def _options(self, rule: SamplingRule, max_new_tokens: int, max_gamma: int) -> DecodeOptions:
         target = self.target
@@ -267,16 +276,20 @@ class SpeculativeDecoder:
         except ValueError as error:
             raise RequestError(str(error)) from error
 
-    def _lengths(self, max_new_tokens: int) -> list[int]:
+    def allowed_lengths(self, max_new_tokens: int) -> list[int]:
+        """What prompts may be padded to, so that there is room for an answer.
+
+        Raises:
+          RequestError: there is no room for a prompt.
+        """
         longest = self.target.max_positions - max_new_tokens
-        lengths = [n for n in self.prompt_lengths if n <= longest]
-        if not lengths:
+        if longest < 1:
             raise RequestError(
                 f"{max_new_tokens} new tokens leave no room for a prompt: the model has "
-                f"{self.target.max_positions} positions, and prompts are padded to "
-                f"{min(self.prompt_lengths)} or more (prompt_lengths)"
+                f"{self.target.max_positions} positions"
             )
-        return lengths
+        # A length that does not fit is cut: no prompt that fits is refused for its padding.
+        return sorted({min(n, longest) for n in self.prompt_lengths})
 
     def _start(
         self,
@@ -290,7 +303,7 @@ class SpeculativeDecoder:
         target, drafter = self.target, self.drafter
         fill = size - len(texts)  # rows that repeat the last prompt and get no token
         texts, images = [*texts, *[texts[-1]] * fill], [*images, *[images[-1]] * fill]
-        lengths = self._lengths(options.max_new_tokens)
+        lengths = self.allowed_lengths(options.max_new_tokens)
         inputs = target.frontend.prepare(texts, images, lengths=lengths)
         draft_prompt = None if drafter is None else drafter.prepare(inputs, target, lengths)
         limits = np.full(size, options.max_new_tokens, np.int32)

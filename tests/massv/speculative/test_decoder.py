@@ -202,7 +202,7 @@ def test_a_text_drafter_sees_no_placeholder():
         (dict(temperature=-1.0), "temperature"),
         (dict(top_p=0.0), "top_p"),
         (dict(max_new_tokens=0), "at least 1"),
-        (dict(max_new_tokens=55), "leave no room"),
+        (dict(max_new_tokens=60), "leave no room"),
         (dict(row_seeds=[1]), "row_seeds"),
     ],
 )
@@ -230,10 +230,21 @@ def test_prompts_that_do_not_fit_their_images_or_the_cache(monkeypatch):
         decoder().generate(None, [[{"role": "user"}]], chat=False, **OPTIONS)
 
 
+def test_a_prompt_that_fits_is_not_refused_for_its_padding():
+    """60 positions: with 50 new tokens there is room for 10, which is no length of the list."""
+    wide = decoder(None, prompt_lengths=(8, 16))
+    assert wide.allowed_lengths(44) == [8, 16]
+    assert wide.allowed_lengths(50) == [8, 10]
+    assert wide.allowed_lengths(55) == [5]
+    wide.check(None, ["a" * 10], {"max_new_tokens": 50})
+    with pytest.raises(ValueError, match="longer than the cache has room for"):
+        wide.check(None, ["a" * 11], {"max_new_tokens": 50})
+
+
 def test_what_is_no_drafter():
     with pytest.raises(TypeError, match="dict is no drafter"):
         decoder({})
-    with pytest.raises(TypeError, match="share the target's vision tower"):
+    with pytest.raises(BindingError, match="share the target's vision tower"):
         decoder(dataclasses.replace(NEAR, model_type="other"))
     other = dataclasses.replace(NEAR, frontend=ToyFrontend(ToyTokenizer("bacdefghijklmnopqrstuvw")))
     with pytest.raises(BindingError, match="2 of the target's tokens"):
