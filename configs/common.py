@@ -1,6 +1,4 @@
-"""What the experiments share, VLV's above all. Values only: their types are in
-vlv_jax/experiment.py and massv_jax/experiment.py.
-"""  # noqa: D205
+"""What the experiments share, VLV's above all. Values only: types are in */experiment.py."""
 
 import dataclasses
 import pathlib

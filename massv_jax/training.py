@@ -10,7 +10,7 @@ import jax
 from core_jax.config import ConfigError
 from core_jax.data.gemma3_processor import Gemma3Processor
 from core_jax.data.llava_exclude import read_exclusions, without_images
-from core_jax.data.pipeline import make_batches
+from core_jax.data.pipeline import BatchIterator, make_batches
 from core_jax.data.qwen2_5_vl_processor import Qwen2_5_VLProcessor
 from core_jax.data.sources import Source, open_source
 from core_jax.models import load_model
@@ -93,7 +93,7 @@ def load_frontend(experiment: Experiment, target_config: Any) -> Any:
 
 def training_batches(
     experiment: Experiment, source: Source, rows: RowMaker, start_step: int
-) -> Iterator[Mapping[str, Any]]:
+) -> BatchIterator:
     """Host batches from a step on."""
     return make_batches(
         source,
@@ -264,11 +264,7 @@ def train(
     run = experiment.run
 
     def batches(start: int) -> Iterator[Mapping[str, Any]]:
-        iterator = training_batches(experiment, source, rows, start)
-        first = next(iterator)
-        check_supervision(first, rows.log)
-        yield first
-        yield from iterator
+        return _Supervised(training_batches(experiment, source, rows, start), rows.log)
 
     result = run_training(
         LoopConfig(
@@ -286,6 +282,25 @@ def train(
     if rows.log.faults or rows.log.refused:
         print(f"mended: {dict(rows.log.faults)}; refused: {dict(rows.log.refused)}", flush=True)
     return result
+
+
+class _Supervised(Iterator):
+    """Batches of which the first is known to teach something.
+
+    Attributes:
+      bad: of the batches.
+    """
+
+    def __init__(self, batches: BatchIterator, log: Any):
+        self._batches, self._log, self._checked = batches, log, False
+        self.bad = batches.bad
+
+    def __next__(self) -> Mapping[str, Any]:
+        batch = next(self._batches)
+        if not self._checked:
+            check_supervision(batch, self._log)
+            self._checked = True
+        return batch
 
 
 def _first_example(source: Source, rows: RowMaker) -> str:

@@ -25,6 +25,7 @@ from core_jax.train.metrics import MetricWriter, MultiWriter, default_writers
 from core_jax.train.preemption import PreemptionGuard
 from core_jax.train.run_record import RunRecord, decide_start, write_record
 from core_jax.train.state import TrainState
+from core_jax.train.unusable import UnusableExamples
 from core_jax.watchdog import HEARTBEATS, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,8 @@ def run_training(
         frozen: frozen parameters on their devices.
         make_batches: `start_step -> iterator` of host batches, dicts of numpy arrays whose
             first dimension is this process's share of the batch. An entry "ids" (strings or
-            numbers, one an example) stays on the host and names the examples in errors.
+            numbers, one an example) stays on the host and names the examples in errors. What an
+            iterator with a `BadLog` in `bad` could not use is listed, see `UnusableExamples`.
         workdir: directory of checkpoints, run.json and metrics.
         writers: by default metrics.jsonl, TensorBoard and a progress line.
         hooks: see `Hook`.
@@ -229,6 +231,7 @@ class _Loop:
         if start == 0:
             self._run_hooks(0, state, [hook for hook in self.hooks if hook.at_start])
         batches = make_batches(start)
+        unusable = UnusableExamples(self.workdir, jax.process_index())
         batch, ids = self._next(batches, start)
         for step in range(start, total):
             done = step + 1
@@ -244,6 +247,8 @@ class _Loop:
             self._flush()
             self.pending = in_flight
             stop = guard.requested(done)
+            if done % self.config.log_every == 0 or stop or done == total:
+                unusable.update(batches)
             due_save = checkpoints.should_save(done) or stop or done == total
             due_hooks = self._due_hooks(done)
             if due_save or due_hooks:
