@@ -15,8 +15,9 @@ from massv_jax.experiment import Experiment
 def get_config(variant: str = "") -> ConfigDict:
     name = massv.resolve(variant, "massv_phase2")
     config = massv.base(name, "phase2")
-    massv.use_source(config, massv.MIX_665K)
-    config.data.answers, config.data.answer_images = "runs/massv_distill", massv.MIX_665K[1]
+    files = massv.LCS_558K if name == "vlv" else massv.MIX_665K  # what the target answered
+    massv.use_source(config, files)
+    config.data.answers, config.data.answer_images = "runs/massv_distill", files[1]
     config.data.turns = "all"
     config.run.init_from = "runs/massv_phase1"
     massv.use_steps(config, 5200, 2e-5)
