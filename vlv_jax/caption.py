@@ -29,7 +29,9 @@ from vlv_jax.batches import ImageViews, sample_index
 from vlv_jax.caption_files import (
     Item,
     all_records,
+    begin_replacing,
     check_settings,
+    end_replacing,
     list_items,
     read_records,
     shard_path,
@@ -94,7 +96,10 @@ def caption_inputs(
         path = final
         read_records(path, repair=True)
         done = all_records(job.output)
-    check_settings(job.output, _settings(captioner), replace=job.overwrite == "replace")
+    if job.overwrite == "replace":
+        begin_replacing(job.output)
+    else:
+        check_settings(job.output, _settings(captioner))
     todo = [item for item in own if item.id not in done]
     _announce(len(own), len(todo), path)
     if job.overwrite == "skip":
@@ -113,6 +118,9 @@ def caption_inputs(
             progress.add(len(records))
     if job.overwrite == "replace":
         os.replace(path, final)
+        end_replacing(
+            job.output, _settings(captioner), job.process_count, _fingerprint(captioner, job)
+        )
     if todo:
         progress.close()
     if failed:

@@ -2,19 +2,23 @@
 
 import collections
 import dataclasses
+import glob
 import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from core_jax.data.images import BadImage, Reason
 from core_jax.data.sources import (
     IMAGE_SUFFIXES,
+    EmptySourceError,
     Example,
     Source,
     SourceError,
     read_json,
     read_jsonl,
+    readable_name,
 )
 from core_jax.data.webdataset import WebdatasetSource
 from core_jax.files import write_whole
@@ -120,9 +124,10 @@ def list_items(inputs: Sequence[str]) -> list[Item]:
     times: collections.Counter[str] = collections.Counter()
     for given in inputs:
         found = 0
-        for item in _items_of(pathlib.Path(given)):
+        for item in _items_of(pathlib.Path(given).expanduser()):
             found += 1
-            place = (os.path.abspath(item.place["file_name"]), item.place.get("member", ""))
+            place = (str(item.path or item.place["file_name"]), item.place.get("member", ""))
+            place = (os.path.abspath(place[0]), place[1])
             if place in seen:
                 continue
             seen.add(place)
@@ -141,13 +146,13 @@ def _items_of(path: pathlib.Path) -> Iterator[Item]:
         raise SourceError(f"{path}: no such file or folder")
     if path.is_dir():
         images, tars = _scan(path)
-        yield from _of_files([image.as_posix() for image in images], images)
+        yield from _of_files([readable_name(image.as_posix()) for image in images], images)
         for tar in tars:
             yield from _of_tar(tar)
     elif path.suffix.lower() == ".tar":
         yield from _of_tar(path)
     elif path.suffix.lower() in IMAGE_SUFFIXES:
-        yield from _of_files([path.as_posix()], [path])
+        yield from _of_files([readable_name(path.as_posix())], [path])
     else:
         yield from _of_files(*read_manifest(path))
 
@@ -155,42 +160,74 @@ def _items_of(path: pathlib.Path) -> Iterator[Item]:
 def _of_files(ids: list[str], files: list[pathlib.Path]) -> Iterator[Item]:
     source = FileList(files)
     for index, (item_id, file) in enumerate(zip(ids, files, strict=True)):
-        yield Item(item_id, {"file_name": file.as_posix()}, file, source, index)
+        place = {"file_name": readable_name(file.as_posix())}
+        yield Item(item_id, place, file, source, index)
 
 
 def _scan(root: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """Image files and tars under a folder, each sorted; hidden files are left out."""
-    found = [
-        pathlib.Path(folder) / file
-        for folder, _, files in os.walk(root)
-        for file in files
-        if not file.startswith(".")
-    ]
+    found, visited = [], set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in visited:  # links may lead in a circle
+            folders.clear()
+            continue
+        visited.add(real)
+        folders.sort()
+        found += [pathlib.Path(folder) / file for file in files if not file.startswith(".")]
     images = sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES)
     return images, sorted(file for file in found if file.suffix.lower() == ".tar")
 
 
+@dataclasses.dataclass(frozen=True)
+class _NoArchive:
+    """Stands for a tar that cannot be read to its end, or holds no image."""
+
+    reason: Reason
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Example:
+        raise BadImage(self.reason)
+
+
 def _of_tar(path: pathlib.Path) -> Iterator[Item]:
-    source = WebdatasetSource(path)
+    """Its images; one item that cannot be used where there are none, for the others go on."""
+    name = readable_name(path.as_posix())
+    try:
+        source = WebdatasetSource(path)
+    except SourceError as error:
+        empty = isinstance(error, EmptySourceError)
+        source = _NoArchive(Reason.NO_IMAGE if empty else Reason.BROKEN)
+        yield Item(name, {"file_name": name}, None, source, 0)
+        return
     for index in range(len(source)):
         member = source.key(index)
-        place = {"file_name": path.as_posix(), "member": member}
-        yield Item(f"{path.as_posix()}/{member}", place, None, source, index)
+        place = {"file_name": name, "member": member}
+        yield Item(f"{name}/{member}", place, None, source, index)
 
 
 def sidecar_paths(items: Iterable[Item]) -> dict[str, pathlib.Path]:
     """The `.txt` beside each image that is a file of its own, by id.
 
-    `a.jpg` and `a.png` in one folder get `a.jpg.txt` and `a.png.txt`.
+    `a.jpg` gets `a.txt`. Where that would be another image's, too, whole names are kept: `a.jpg`
+    and `a.png` in one folder get `a.jpg.txt` and `a.png.txt`. `caption_suffix` reads both forms.
     """
-    own = [item for item in items if item.path is not None]
-    times = collections.Counter(os.path.splitext(os.path.abspath(item.path))[0] for item in own)
-    return {
-        item.id: item.path.with_suffix(".txt")
-        if times[os.path.splitext(os.path.abspath(item.path))[0]] == 1
-        else item.path.with_name(item.path.name + ".txt")
-        for item in own
-    }
+    own = {item.id: item.path for item in items if item.path is not None}
+    texts = {name: path.with_suffix(".txt") for name, path in own.items()}
+    while True:
+        times = collections.Counter(os.path.abspath(text) for text in texts.values())
+        shared = [
+            name for name, text in texts.items()
+            if times[os.path.abspath(text)] > 1 and text != _whole_name(own[name])
+        ]  # fmt: skip
+        if not shared:
+            return texts
+        texts |= {name: _whole_name(own[name]) for name in shared}
+
+
+def _whole_name(image: pathlib.Path) -> pathlib.Path:
+    return image.with_name(image.name + ".txt")
 
 
 def write_sidecar(path: pathlib.Path, caption: str) -> None:
@@ -226,23 +263,28 @@ def read_records(path: pathlib.Path, *, repair: bool = False) -> dict[str, dict[
     return records
 
 
-def check_settings(output: pathlib.Path, settings: Mapping[str, Any], *, replace: bool) -> None:
+def check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Notes what captions are made with in `<output>.settings.json`, or compares with the note.
 
     Args:
       output: of the job.
       settings: as JSON.
-      replace: all captions are made anew, so that nothing can be mixed.
 
     Raises:
-      SourceError: the output was begun with other settings; all that differ are named.
+      SourceError: the output was begun with other settings, all that differ are named; or it is
+        being made anew.
     """
-    file = output.with_name(f"{output.name}.settings.json")
-    if file.is_file() and not replace:
+    file = _settings_file(output)
+    if file.is_file():
         try:
             old = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             raise SourceError(f"{file} is damaged; name another --output") from None
+        if old == _BEING_REPLACED:
+            raise SourceError(
+                f"{output} was being made anew and is not whole: go on with --overwrite=replace, "
+                "or name another --output"
+            )
         wrong = [
             f"{name} was {old.get(name)!r:.20}, is {value!r:.20}"
             for name, value in settings.items()
@@ -257,6 +299,47 @@ def check_settings(output: pathlib.Path, settings: Mapping[str, Any], *, replace
     write_whole(file, json.dumps(dict(settings), indent=1) + "\n")
 
 
+_BEING_REPLACED = {"being_replaced": True}
+
+
+def _settings_file(output: pathlib.Path) -> pathlib.Path:
+    return output.with_name(f"{output.name}.settings.json")
+
+
+def begin_replacing(output: pathlib.Path) -> None:
+    """Until it ends, nobody may take the old captions for the new ones' beginning."""
+    write_whole(_settings_file(output), json.dumps(_BEING_REPLACED) + "\n")
+
+
+def end_replacing(
+    output: pathlib.Path, settings: Mapping[str, Any], count: int, fingerprint: str
+) -> None:
+    """Notes the new settings and removes old parts, once no process has anything left to do.
+
+    Args:
+      output: of the job.
+      settings: of all its captions.
+      count: processes that wrote them; parts of another number of processes are old.
+      fingerprint: of this replacement.
+    """
+    unfinished = list(output.parent.glob(f"{glob.escape(output.stem)}*.partial"))
+    if any(file.name.endswith(f".{fingerprint}.partial") for file in unfinished):
+        return  # another process's
+    for file in unfinished:  # of replacements that were given up
+        file.unlink(missing_ok=True)
+    for file in _parts(output):
+        if not file.stem.endswith(f"-of-{count:05d}") or count == 1:
+            file.unlink(missing_ok=True)
+    if count > 1:
+        output.unlink(missing_ok=True)
+    write_whole(_settings_file(output), json.dumps(dict(settings), indent=1) + "\n")
+
+
+def _parts(output: pathlib.Path) -> list[pathlib.Path]:
+    pattern = f"{glob.escape(output.stem)}-{'[0-9]' * 5}-of-{'[0-9]' * 5}{output.suffix}"
+    return sorted(output.parent.glob(pattern))
+
+
 def shard_path(output: pathlib.Path, index: int, count: int) -> pathlib.Path:
     """Where one of `count` processes writes: the output itself, or a numbered file beside it."""
     if count == 1:
@@ -266,8 +349,7 @@ def shard_path(output: pathlib.Path, index: int, count: int) -> pathlib.Path:
 
 def all_records(output: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Records of the output and of every numbered file beside it, of any number of processes."""
-    pattern = f"{output.stem}-[0-9][0-9][0-9][0-9][0-9]-of-[0-9]*{output.suffix}"
     records: dict[str, dict[str, Any]] = {}
-    for file in (*sorted(output.parent.glob(pattern)), output):
+    for file in (*_parts(output), output):
         records |= read_records(file)
     return records

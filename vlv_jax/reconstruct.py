@@ -74,7 +74,7 @@ def list_images(paths: Sequence[str]) -> list[pathlib.Path]:
 
 def unique_names(stems: Sequence[str]) -> list[str]:
     """File names that differ: a second `cat` becomes `cat-2`."""
-    used: set[str] = set()
+    used = {"sheet"}  # is the sheet's
     out = []
     for stem in stems:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in stem) or "image"

@@ -20,6 +20,7 @@ from core_jax.data.sources import (
     checked_relative,
     read_json,
     read_jsonl,
+    readable_name,
     unique_ids,
 )
 
@@ -71,10 +72,10 @@ class FolderSource:
             self._ids = unique_ids(names)
         elif path.is_file():
             self.root, self._names = path.parent, [path.name]
-            self._ids = self._names
+            self._ids = [readable_name(path.name)]
         else:
             self.root, self._names = path, _scan(path, follow_symlinks)
-            self._ids = self._names
+            self._ids = [readable_name(name) for name in self._names]
         if not self._names:
             raise SourceError(f"{manifest or path}: no image ({', '.join(IMAGE_SUFFIXES)})")
 
@@ -86,11 +87,17 @@ class FolderSource:
         extras = dict(self._records[index]) if self._records is not None else {}
         caption = extras.pop("caption", None)
         if caption is None and self._caption_suffix is not None:
-            beside = image.with_suffix(self._caption_suffix)
-            if beside.is_file():
-                caption = beside.read_text(encoding="utf-8", errors="replace").strip()
+            caption = _text_beside(image, self._caption_suffix)
         root = self.root if self._check_links else None
         return Example(self._ids[index], image, caption, extras, root)
+
+
+def _text_beside(image: Path, suffix: str) -> str | None:
+    """Of `a.jpg` the text of `a.jpg.txt`, else of `a.txt` (vlv_jax.caption writes both)."""
+    for beside in (image.with_name(image.name + suffix), image.with_suffix(suffix)):
+        if beside.is_file():
+            return beside.read_text(encoding="utf-8", errors="replace").strip()
+    return None
 
 
 def _scan(root: Path, follow_symlinks: bool) -> list[str]:

@@ -23,7 +23,7 @@ from PIL import Image
 from core_jax.data.bad import BadLog, DataPolicy
 from core_jax.data.images import BadImage, Reason, decode_image
 from core_jax.data.resize import CropSpec, crop_image
-from core_jax.data.sources import Example, Source
+from core_jax.data.sources import EmptySourceError, Example, Source
 
 # (decoded RGB image, its example, generator keyed by (seed, position)) -> one row of the batch.
 # Arrays and numbers are stacked, anything else becomes a list. It may raise BadImage.
@@ -89,10 +89,13 @@ def make_batches(
         An iterator over {"ids": list of b texts, ...}, with `data_wait_seconds`, `bad` and `close`.
 
     Raises:
+        EmptySourceError: There is no example.
         ValueError: A batch that does not divide among the processes, or a source too small for
             one batch within `epochs`.
     """
     rows = _rows_per_process(batch_size, process_index, process_count)
+    if not len(source):
+        raise EmptySourceError("the data source holds no example; look at its path and split")
     order = grain.MapDataset.range(len(source))
     if shuffle:
         # Grain's epoch e of seed s is epoch e + 1 of seed s - 1, so seeds are spread out first.

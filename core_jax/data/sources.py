@@ -215,7 +215,7 @@ def checked_relative(name: Any, root: Path, where: str) -> str:
 def read_json(path: Path) -> Any:
     """Parses a JSON file; a SourceError names it where it is not one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a mark
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file") from None
     except ValueError as error:
@@ -225,7 +225,7 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number from 1, object); a SourceError names the line that is not one."""
     try:
-        lines = path.open(encoding="utf-8")
+        lines = path.open(encoding="utf-8-sig")
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file") from None
     with lines:
@@ -239,6 +239,14 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(record, dict):
                 raise SourceError(f"{path}:{number}: a line is an object, not {record!r:.60}")
             yield number, record
+
+
+def readable_name(name: str | os.PathLike[str]) -> str:
+    """A file's name as text that can be written anywhere.
+
+    Bytes that are no UTF-8 become escapes, so that names stay different.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def unique_ids(names: Iterable[str]) -> list[str]:

@@ -1,6 +1,8 @@
 """Webdataset tars as img2dataset writes them: 000000.tar with 000000000.jpg, .txt and .json.
 
-Members that share the name up to the first dot are one sample. An index of offsets is built once
+Members that share the name up to the first dot are one sample. Where that leaves no image, as of
+`IMG_2020.01.05.jpg`, it is the last dot; a second image of a sample is a sample of its own, by its
+whole name. An index of offsets is built once
 from the tar headers and kept beside each tar (or in `cache_dir`), so any sample is one read away
 and shuffling is global; nothing is ever unpacked.
 """
@@ -21,7 +23,7 @@ import numpy as np
 
 from core_jax.data.sources import IMAGE_SUFFIXES, EmptySourceError, Example, SourceError, list_files
 
-_VERSION = 1
+_VERSION = 2
 _PARTS = ("image", "txt", "json")
 
 
@@ -120,30 +122,69 @@ def scan_tar(file: Path) -> dict[str, np.ndarray]:
     Raises:
         tarfile.TarError: Not a tar, compressed, or ending early.
     """
-    rows: dict[str, np.ndarray] = {}
     size = file.stat().st_size
     with tarfile.open(file, "r:") as tar:
-        for member in tar:
-            if not member.isreg():
-                continue  # links and devices are of no use, and could lead elsewhere
-            folder, _, base = member.name.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            part = _part("." + suffix.lower())
-            if not stem or part is None:
-                continue
-            if member.offset_data + member.size > size:
-                raise tarfile.ReadError("unexpected end of data")
-            row = rows.setdefault(f"{folder}/{stem}" if folder else stem, np.full((3, 2), -1))
-            if row[part, 0] < 0:
-                row[part] = (member.offset_data, member.size)
+        # Links and devices are of no use, and could lead elsewhere.
+        members = [(m.name, m.offset_data, m.size) for m in tar if m.isreg()]
+    if any(offset + length > size for name, offset, length in members if _is_part(name)):
+        raise tarfile.ReadError("unexpected end of data")
+    cuts = _sample_names([name for name, _, _ in members])
+    rows: dict[str, np.ndarray] = {}
+    for name, offset, length in members:
+        if name not in cuts:
+            continue
+        sample, part = cuts[name]
+        row = rows.setdefault(sample, np.full((3, 2), -1))
+        if part == _IMAGE and row[part, 0] >= 0:
+            row = rows.setdefault(name, np.full((3, 2), -1))
+        if row[part, 0] < 0:
+            row[part] = (offset, length)
     keys = np.array([key.encode("utf-8", "surrogateescape") for key in rows], dtype=np.bytes_)
     spans = np.array(list(rows.values()), dtype=np.int64).reshape(-1, 3, 2)
     return {"keys": keys, "spans": spans}
 
 
+def _sample_names(names: list[str]) -> dict[str, tuple[str, int]]:
+    """(sample, part) of each member that is part of one.
+
+    `a.seg.png` beside `a.jpg` is something else of the sample `a`, and no image to learn from; of
+    `photo.v1.png` alone nothing else would be left.
+    """
+    found = {}
+    for name in names:
+        sample, part = _cut(name, first=True)
+        if sample and part is not None:
+            found[name] = (sample, part)
+    pictured = {sample for sample, part in found.values() if part == _IMAGE}
+    later = {}
+    for name in names:
+        if name in found or _cut(name, first=True)[0] in pictured:
+            continue
+        sample, part = _cut(name, first=False)
+        if sample and part is not None:
+            later[name] = (sample, part)
+    with_image = {sample for sample, part in later.values() if part == _IMAGE}
+    return found | {name: cut for name, cut in later.items() if cut[0] in with_image}
+
+
+def _cut(name: str, *, first: bool) -> tuple[str, int | None]:
+    folder, _, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".") if first else base.rpartition(".")
+    if not stem:
+        return "", None
+    return f"{folder}/{stem}" if folder else stem, _part("." + suffix.lower())
+
+
+def _is_part(name: str) -> bool:
+    return _cut(name, first=False)[1] is not None
+
+
+_IMAGE = 0
+
+
 def _part(suffix: str) -> int | None:
     if suffix in IMAGE_SUFFIXES:
-        return 0
+        return _IMAGE
     return {".txt": 1, ".json": 2}.get(suffix)
 
 

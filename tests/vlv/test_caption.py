@@ -12,6 +12,7 @@ from core_jax.data.sources import SourceError
 from vlv_jax import caption
 from vlv_jax.batches import views_of
 from vlv_jax.caption import CaptionJob, caption_inputs, load_captioner
+from vlv_jax.caption_files import shard_path
 from vlv_jax.experiment import Experiment
 from vlv_jax.inference import Captioner
 from vlv_jax.loading import load_networks
@@ -111,6 +112,9 @@ def test_what_the_output_has_is_skipped_or_replaced(captioner, images, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         run(captioner, images, out, overwrite="replace")
     assert json.loads(out.read_text().splitlines()[0]) == old
+    with pytest.raises(SourceError, match="was being made anew"):
+        run(captioner, images, out)  # the old captions are none of the new ones' beginning
+    shard_path(out, 1, 2).write_text(json.dumps(old) + "\n")
     sizes = []
     monkeypatch.setattr(caption, "_records", lambda c, b: sizes.append(len(b)) or real(c, b))
     replaced = run(captioner, images, out, overwrite="replace")
@@ -118,6 +122,8 @@ def test_what_the_output_has_is_skipped_or_replaced(captioner, images, tmp_path,
     assert replaced[0] != old
     assert [r["id"] for r in replaced] == [r["id"] for r in records]
     assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*-of-*"))
+    assert run(captioner, images, out) == replaced
 
 
 def text_beside(folder: pathlib.Path, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import tarfile
 
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core_jax.data.folder import FolderSource
+from core_jax.data.images import BadImage
 from core_jax.data.sources import SourceError
+from vlv_jax.batches import sample_index
 from vlv_jax.caption_files import (
     all_records,
     list_items,
@@ -109,6 +113,48 @@ def test_texts_beside_images_never_collide(tmp_path):
     write_tar(tmp_path / "t.tar", ["0"])
     paths = sidecar_paths(list_items([str(tmp_path)]))
     assert sorted(p.name for p in paths.values()) == ["one.txt", "two.jpg.txt", "two.png.txt"]
+    picture(tmp_path / "two.jpg.png")  # whose own text would be two.jpg.txt
+    names = [p.name for p in sidecar_paths(list_items([str(tmp_path)])).values()]
+    assert sorted(names) == ["one.txt", "two.jpg.png.txt", "two.jpg.txt", "two.png.txt"]
+    for name in names:
+        (tmp_path / name).write_text(f"of {name}")
+    source = FolderSource(tmp_path, caption_suffix=".txt")
+    read = [source[i].caption for i in range(len(source))]
+    assert sorted(read) == sorted(f"of {name}" for name in names)
+
+
+def test_names_that_are_no_utf_8_stay_different(tmp_path):
+    for byte in (b"\xe9", b"\xe8"):
+        picture(tmp_path / os.fsdecode(b"caf" + byte + b".png"))
+    items = list_items([str(tmp_path)])
+    assert len({item.id for item in items}) == 2
+    assert all(r"caf\xe" in item.id for item in items)
+    json.dumps([dict(item.place) for item in items], ensure_ascii=False).encode()
+    assert all(item.example().encoded_image() for item in items)
+    source = FolderSource(tmp_path)
+    assert len({int(sample_index(source[i].id)) for i in range(2)}) == 2
+
+
+def test_linked_folders_are_searched_and_circles_end(photos, tmp_path):
+    picture(tmp_path / "other" / "z.png")
+    (photos / "link").symlink_to(tmp_path / "other")
+    (photos / "a" / "circle").symlink_to(photos)
+    names = [item.path.name for item in list_items([str(photos)])]
+    assert sorted(names) == ["b.png", "x.jpg", "y.PNG", "z.png"]
+
+
+def test_a_broken_tar_is_one_item_that_cannot_be_used(photos):
+    write_tar(photos / "0.tar", ["a"])
+    whole = write_tar(photos / "1.tar", ["a", "b"])
+    whole.write_bytes(whole.read_bytes()[:900])
+    write_tar(photos / "2.tar", [])
+    items = list_items([str(photos)])
+    names = [f"{photos}/{name}" for name in ("0.tar/a", "1.tar", "2.tar")]
+    assert [item.id for item in items[3:]] == names
+    assert items[3].example().encoded_image()
+    for item, reason in ((items[4], "broken"), (items[5], "no_image")):
+        with pytest.raises(BadImage, match=reason):
+            item.example()
 
 
 def test_a_torn_last_line_is_cut_off(tmp_path):

@@ -149,6 +149,7 @@ def test_impossible_requests(auto, tmp_path, pictures):
 
 def test_names():
     assert unique_names(["a", "A", "a", "b c", ""]) == ["a", "A-2", "a-3", "b_c", "image"]
+    assert unique_names(["Sheet"]) == ["Sheet-2"]
 
 
 def test_flags_change_sampling(tiny_hub, tmp_path, monkeypatch, auto):

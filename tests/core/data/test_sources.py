@@ -219,6 +219,16 @@ class TestWebdataset:
             source[3].encoded_image(LIMITS)
         assert len(open_kind("auto", tmp_path / "00000.tar")) == 2
 
+    def test_no_image_is_lost_by_its_name(self, tmp_path):
+        names = ("IMG_2020.01.05.jpg", "IMG_2020.01.06.jpg", "IMG_2020.01.06.txt", "photo.v1.png",
+                 "a.jpg", "a.seg.png", "a.png", "b.c.txt", "ok.png")  # fmt: skip
+        write_tar(tmp_path / "0.tar", {name: name.encode() for name in names})
+        source = open_kind("webdataset", tmp_path)
+        found = {source.key(i): source[i] for i in range(len(source))}
+        assert set(found) == {"IMG_2020.01.05", "IMG_2020.01.06", "photo.v1", "a", "a.png", "ok"}
+        assert found["IMG_2020.01.06"].caption == "IMG_2020.01.06.txt"
+        assert (found["a"].image, found["a.png"].image) == (b"a.jpg", b"a.png")
+
     def test_index_is_built_once_and_follows_the_tar(self, tmp_path, monkeypatch):
         from core_jax.data import webdataset
 
@@ -337,3 +347,10 @@ class TestSpec:
         assert checked_relative(str(tmp_path / "a.png"), tmp_path, "x") == "a.png"
         with pytest.raises(SourceError, match=r"x: .*outside"):
             checked_relative(str(tmp_path) + "2/a.png", tmp_path, "x")
+
+
+def test_a_mark_before_the_first_line_is_no_part_of_it(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG[0])
+    line = '\ufeff{"file_name": "a.png", "caption": "x"}\n'
+    (tmp_path / "m.jsonl").write_text(line, encoding="utf-8")
+    assert open_kind("folder", tmp_path / "m.jsonl")[0].caption == "x"
