@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-
 # Below it logits are taken from the row's maximum before they are divided: they would overflow.
 # Above it they are transformers' own numbers.
 _SMALL_TEMPERATURE = 1e-2
