@@ -1,7 +1,6 @@
 """A certificate that drafters leave a target's output as it is, on a user's own networks."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from core_jax.decode.sampling import SamplingRule
 from core_jax.evaluation.provenance import command_facts, from_here
 from core_jax.files import write_whole
 from core_jax.train.run_record import versions
-from massv_jax.binding import bind
+from massv_jax.binding import bind, hash_params
 from massv_jax.evaluation.acceptance import Measured, measure
 from massv_jax.evaluation.forced import compare_on_answers, read_distributions
 from massv_jax.evaluation.kernel import check_kernel
@@ -163,17 +162,6 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "matmul_precision": str(jax.config.values["jax_default_matmul_precision"]),
         "config": json.loads(json.dumps(dataclasses.asdict(experiment))),
     })  # fmt: skip
-
-
-def hash_params(params: Any) -> str:
-    """SHA-256 of parameters as they are used; "" without any."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    hashed = hashlib.sha256()
-    for path, leaf in leaves:
-        array = np.asarray(leaf)
-        hashed.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        hashed.update(array.tobytes())
-    return hashed.hexdigest() if leaves else ""
 
 
 def _short(check: dict[str, Any]) -> str:
