@@ -19,9 +19,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _use_held_out(config: ConfigDict, name: str) -> None:
-    """Images that training excludes (data.exclude)."""
-    source = {"kind": "llava", "path": "data/massv_eval/questions.json",
-              "images": "data/massv_eval/images"}  # fmt: skip
+    """Questions whose images training excludes (data.exclude)."""
+    source = {"kind": "llava", "path": massv.HELD_OUT[0], "images": massv.HELD_OUT[1]}
     if massv.is_mini(name):
         source = {"kind": "llava", "path": "runs/miniature_llava/heldout.json",
                   "images": massv.MINI_QUESTIONS[1]}  # fmt: skip

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from core_jax.convert.rules import assign, derive_entries
@@ -99,6 +100,17 @@ def _compared(binding: Binding, field: str) -> Any:
         return value
     both = "min_pixels" in value and "max_pixels" in value  # then `size` says them once more
     return {k: v for k, v in value.items() if k != "size" or not both}
+
+
+def hash_params(params: Any) -> str:
+    """SHA-256 of parameters as they are used; "" without any."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    hashed = hashlib.sha256()
+    for path, leaf in leaves:
+        array = np.asarray(leaf)
+        hashed.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        hashed.update(array.tobytes())
+    return hashed.hexdigest() if leaves else ""
 
 
 def _short(value: Any) -> str:
