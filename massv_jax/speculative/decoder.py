@@ -12,7 +12,7 @@ from core_jax.decode.sampling import SamplingRule
 from core_jax.decode.target import Prompt, Target
 from core_jax.sharding import mesh_of
 from massv_jax.speculative.accept import StopReason
-from massv_jax.speculative.adaptive import GammaChoice, GammaPolicy, policy_of
+from massv_jax.speculative.adaptive import GammaChoice, GammaPolicy, Replay, policy_of
 from massv_jax.speculative.counts import Statistics
 from massv_jax.speculative.drafters import as_drafter
 from massv_jax.speculative.loop import LoopState, Params, Program, Request, advance, start
@@ -42,8 +42,8 @@ class Answers:
       lengths: int32 [B], tokens of each row, the end token included.
       finished: bool [B], whether a row ended by itself, not by running out of room.
       statistics: see `Statistics`.
-      choices: the windows that were used, for each batch a list; a run with the same ones as
-        `gamma` does the same.
+      choices: the windows that were used, for each batch a list.
+      max_gamma: the longest window that there was room for.
     """
 
     texts: tuple[str, ...]
@@ -52,6 +52,11 @@ class Answers:
     finished: np.ndarray
     statistics: Statistics
     choices: tuple[tuple[GammaChoice, ...], ...]
+    max_gamma: int
+
+    def replay(self) -> Replay:
+        """As `gamma` of another run it does the same again."""
+        return Replay(self.choices, self.max_gamma)
 
 
 @dataclasses.dataclass
@@ -72,7 +77,17 @@ class Session:
     rows: int
 
     def advance(self, gamma: int, rounds: int = ALL_ROUNDS) -> None:
-        """Runs rounds until all rows have ended, or so many of them."""
+        """Runs rounds until all rows have ended, or so many of them.
+
+        Raises:
+          RequestError: the caches have no room for such a window.
+        """
+        longest = self.program.options.max_gamma
+        if not min(1, longest) <= gamma <= longest:
+            raise RequestError(
+                f"a window of {gamma} drafts in a session for at most {longest}; begin it with a "
+                "larger max_gamma"
+            )
         with mesh_of(self.params):
             self.state = advance(
                 self.program, self.params, self.state, jnp.int32(min(rounds, ALL_ROUNDS)),
@@ -150,8 +165,8 @@ class SpeculativeDecoder:
           top_k: keeps the k most likely tokens; 0 keeps all.
           top_p: keeps the most likely tokens with this probability together; 1 keeps all.
           gamma: drafts of a window, 1 to 16; a policy that chooses them
-            (massv_jax.speculative.adaptive); or the `choices` of earlier `Answers`, to repeat
-            them. Not used without a drafter.
+            (massv_jax.speculative.adaptive); `replay()` of earlier `Answers` to repeat them, or
+            their `choices` alone. Not used without a drafter.
           seed: of sampling.
           row_seeds: a number for each prompt, its index by default. With a fixed gamma an answer
             depends on seed, row seed and prompt alone.
@@ -178,7 +193,7 @@ class SpeculativeDecoder:
             )  # fmt: skip
             choices.append(policy.run(session, batch=len(parts)))
             parts.append((session.tokens(), np.asarray(session.state.reason), session.statistics()))
-        return self._answers(parts, choices)
+        return self._answers(parts, choices, policy.max_gamma)
 
     def begin(
         self,
@@ -328,7 +343,9 @@ class SpeculativeDecoder:
             for row, n in zip(tokens, lengths, strict=True)
         )
 
-    def _answers(self, parts: list[Any], choices: list[tuple[GammaChoice, ...]]) -> Answers:
+    def _answers(
+        self, parts: list[Any], choices: list[tuple[GammaChoice, ...]], max_gamma: int
+    ) -> Answers:
         tokens = np.concatenate([tokens for (tokens, _), _, _ in parts])
         lengths = np.concatenate([lengths for (_, lengths), _, _ in parts])
         reasons = np.concatenate([reason[: len(t)] for (t, _), reason, _ in parts])
@@ -339,6 +356,7 @@ class SpeculativeDecoder:
             finished=reasons == StopReason.END_TOKEN,
             statistics=Statistics.concatenate([statistics for _, _, statistics in parts]),
             choices=tuple(choices),
+            max_gamma=max_gamma,
         )
 
 
