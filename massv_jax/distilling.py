@@ -159,8 +159,8 @@ def hash_instructions(plan: Plan) -> str:
     itself (`fingerprint`), "" where it says nothing.
     """
     source, hashed = plan.source, hashlib.sha256()
-    if hasattr(source, "fingerprint"):
-        hashed.update(f"{source.fingerprint}\0{list(plan.kept)}".encode())
+    if own := getattr(source, "fingerprint", ""):
+        hashed.update(f"{own}\0{list(plan.kept)}".encode())
         return hashed.hexdigest()
     if not hasattr(source, "image_names"):
         return ""

@@ -200,7 +200,7 @@ class AdaptiveGamma:
 
 def policy_of(gamma: int | GammaPolicy | Sequence[Sequence[GammaChoice]]) -> GammaPolicy:
     """A policy of a number, a log, or itself."""
-    if isinstance(gamma, numbers.Integral):  # numpy's, too
+    if isinstance(gamma, int | numbers.Integral):  # numpy's, too
         return FixedGamma(int(gamma))
     if isinstance(gamma, Sequence):
         return Replay(tuple(tuple(GammaChoice(*call) for call in calls) for calls in gamma))

@@ -229,7 +229,7 @@ def _check_same_sight(model: Target, target: Target) -> None:
     """Whether a model of the target's family can read the states of the target's tower."""
     if model.directory is None or target.directory is None or model.directory == target.directory:
         return
-    its, ours = (bind(m.directory, m.tokenizer) for m in (target, model))
+    its, ours = bind(target.directory, target.tokenizer), bind(model.directory, model.tokenizer)
     # Other weights are what a drafter is for, and vocabularies may have more tokens than another.
     ours = dataclasses.replace(ours, weights=its.weights, tokenizer=its.tokenizer)
     ours.check(its, where=str(model.directory))
