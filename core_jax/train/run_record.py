@@ -140,8 +140,7 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], workdir: str) -> No
 
 def _compare_weights(record: RunRecord) -> None:
     """Of a new run with those of the run that it starts from; exports have no record."""
-    path = epath.Path(record.init_from) / FILE_NAME
-    if not path.exists():
+    if not record.init_from or not (path := epath.Path(record.init_from) / FILE_NAME).exists():
         return
     old, new = _read(path), record.to_json()
     hashes = old.get("frozen_hashes", {})
