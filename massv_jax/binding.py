@@ -22,7 +22,7 @@ from core_jax.convert.safetensors_io import TensorReader
 from core_jax.data.prompts import read_chat_template, read_image_processor_config
 from core_jax.data.qwen2_5_vl_images import Qwen2_5_VLImageProcessor
 from core_jax.models.auto import load_config
-from core_jax.partition import flatten
+from core_jax.partition import flatten, tree_hash
 
 # The frozen tower of either family, without its projector.
 TOWERS = {"qwen2_5_vl": r"visual/(?!merger/).*", "gemma3": r"vision_tower/.*"}
@@ -104,13 +104,7 @@ def _compared(binding: Binding, field: str) -> Any:
 
 def hash_params(params: Any) -> str:
     """SHA-256 of parameters as they are used; "" without any."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    hashed = hashlib.sha256()
-    for path, leaf in leaves:
-        array = np.asarray(leaf)
-        hashed.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        hashed.update(array.tobytes())
-    return hashed.hexdigest() if leaves else ""
+    return tree_hash(params) if jax.tree.leaves(params) else ""
 
 
 def _short(value: Any) -> str:

@@ -22,6 +22,7 @@ from core_jax.decode.frontends import open_image
 from core_jax.decode.sampling import SamplingRule
 from core_jax.decode.target import Target, load_target
 from core_jax.partition import tree_hash
+from core_jax.resumed_output import shard_path
 from massv_jax.binding import weight_hashes
 from massv_jax.experiment import DecodingConfig
 from massv_jax.generating_files import (
@@ -31,7 +32,6 @@ from massv_jax.generating_files import (
     check_settings,
     read_done,
     read_rows,
-    shard_path,
 )
 from massv_jax.pixels import limit_pixels, pixels_of
 from massv_jax.placing import target_options

@@ -8,6 +8,12 @@ from typing import Any
 
 from core_jax.data.images import ImageLimits
 from core_jax.files import write_whole
+from core_jax.resumed_output import (
+    changed_settings,
+    read_settings,
+    settings_file,
+    write_settings,
+)
 
 
 class JobError(ValueError):
@@ -145,28 +151,16 @@ def check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
     Raises:
       JobError: the output was begun with other settings; all that differ are named.
     """
-    file = output.with_name(f"{output.name}.settings.json")
-    if not file.is_file():
-        write_whole(file, json.dumps(dict(settings), indent=1) + "\n")
-        return
     try:
-        old = json.loads(file.read_text(encoding="utf-8"))
+        old = read_settings(output)
     except ValueError:
-        raise JobError(f"{file} is damaged; name another file for --output") from None
-    wrong = [
-        f"{name} was {old.get(name)!r:.20}, is {value!r:.20}"
-        for name, value in settings.items()
-        if old.get(name) != value
-    ]
-    if wrong:
         raise JobError(
-            f"{output} was begun with other settings: {'; '.join(wrong)}. Go on with those, or "
-            "name another file for --output"
+            f"{settings_file(output)} is damaged; name another file for --output"
+        ) from None
+    if old is None:
+        write_settings(output, settings)
+    elif changed := changed_settings(old, settings):
+        raise JobError(
+            f"{output} was begun with other settings: {changed}. Go on with those, or name another "
+            "file for --output"
         )
-
-
-def shard_path(output: pathlib.Path, index: int, count: int) -> pathlib.Path:
-    """The file of one process; the output itself if there is one."""
-    if count == 1:
-        return output
-    return output.with_name(f"{output.stem}-{index:05d}-of-{count:05d}{output.suffix}")

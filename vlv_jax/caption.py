@@ -24,6 +24,7 @@ from core_jax.config import ConfigError
 from core_jax.data.images import BadImage, decode_image
 from core_jax.data.sources import SourceError
 from core_jax.partition import tree_hash
+from core_jax.resumed_output import shard_path
 from core_jax.watchdog import HEARTBEATS, Watchdog
 from vlv_jax.batches import ImageViews, sample_index
 from vlv_jax.caption_files import (
@@ -34,7 +35,6 @@ from vlv_jax.caption_files import (
     end_replacing,
     list_items,
     read_records,
-    shard_path,
     sidecar_paths,
     write_sidecar,
 )

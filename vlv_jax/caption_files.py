@@ -22,6 +22,12 @@ from core_jax.data.sources import (
 )
 from core_jax.data.webdataset import WebdatasetSource
 from core_jax.files import write_whole
+from core_jax.resumed_output import (
+    changed_settings,
+    read_settings,
+    settings_file,
+    write_settings,
+)
 
 _PATH_KEYS = ("file_name", "image", "file", "path")
 
@@ -274,41 +280,31 @@ def check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
       SourceError: the output was begun with other settings, all that differ are named; or it is
         being made anew.
     """
-    file = _settings_file(output)
-    if file.is_file():
-        try:
-            old = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise SourceError(f"{file} is damaged; name another --output") from None
-        if old == _BEING_REPLACED:
-            raise SourceError(
-                f"{output} was being made anew and is not whole: go on with --overwrite=replace, "
-                "or name another --output"
-            )
-        wrong = [
-            f"{name} was {old.get(name)!r:.20}, is {value!r:.20}"
-            for name, value in settings.items()
-            if old.get(name) != value
-        ]
-        if wrong:
-            raise SourceError(
-                f"{output} was begun with other settings: {'; '.join(wrong)}. Go on with those, "
-                "name another --output, or make all captions anew by --overwrite=replace"
-            )
+    try:
+        old = read_settings(output)
+    except ValueError:
+        raise SourceError(f"{settings_file(output)} is damaged; name another --output") from None
+    if old is None:
+        write_settings(output, settings)
         return
-    write_whole(file, json.dumps(dict(settings), indent=1) + "\n")
+    if old == _BEING_REPLACED:
+        raise SourceError(
+            f"{output} was being made anew and is not whole: go on with --overwrite=replace, "
+            "or name another --output"
+        )
+    if changed := changed_settings(old, settings):
+        raise SourceError(
+            f"{output} was begun with other settings: {changed}. Go on with those, name another "
+            "--output, or make all captions anew by --overwrite=replace"
+        )
 
 
 _BEING_REPLACED = {"being_replaced": True}
 
 
-def _settings_file(output: pathlib.Path) -> pathlib.Path:
-    return output.with_name(f"{output.name}.settings.json")
-
-
 def begin_replacing(output: pathlib.Path) -> None:
     """Until it ends, nobody may take the old captions for the new ones' beginning."""
-    write_whole(_settings_file(output), json.dumps(_BEING_REPLACED) + "\n")
+    write_settings(output, _BEING_REPLACED)
 
 
 def end_replacing(
@@ -332,19 +328,12 @@ def end_replacing(
             file.unlink(missing_ok=True)
     if count > 1:
         output.unlink(missing_ok=True)
-    write_whole(_settings_file(output), json.dumps(dict(settings), indent=1) + "\n")
+    write_settings(output, settings)
 
 
 def _parts(output: pathlib.Path) -> list[pathlib.Path]:
     pattern = f"{glob.escape(output.stem)}-{'[0-9]' * 5}-of-{'[0-9]' * 5}{output.suffix}"
     return sorted(output.parent.glob(pattern))
-
-
-def shard_path(output: pathlib.Path, index: int, count: int) -> pathlib.Path:
-    """Where one of `count` processes writes: the output itself, or a numbered file beside it."""
-    if count == 1:
-        return output
-    return output.with_name(f"{output.stem}-{index:05d}-of-{count:05d}{output.suffix}")
 
 
 def all_records(output: pathlib.Path) -> dict[str, dict[str, Any]]:

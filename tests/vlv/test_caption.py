@@ -9,10 +9,10 @@ import pytest
 
 from core_jax.config import ConfigError, to_dataclass
 from core_jax.data.sources import SourceError
+from core_jax.resumed_output import shard_path
 from vlv_jax import caption
 from vlv_jax.batches import views_of
 from vlv_jax.caption import CaptionJob, caption_inputs, load_captioner
-from vlv_jax.caption_files import shard_path
 from vlv_jax.experiment import Experiment
 from vlv_jax.inference import Captioner
 from vlv_jax.loading import load_networks

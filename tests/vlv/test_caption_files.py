@@ -13,12 +13,12 @@ from PIL import Image
 from core_jax.data.folder import FolderSource
 from core_jax.data.images import BadImage
 from core_jax.data.sources import SourceError
+from core_jax.resumed_output import shard_path
 from vlv_jax.batches import sample_index
 from vlv_jax.caption_files import (
     all_records,
     list_items,
     read_records,
-    shard_path,
     sidecar_paths,
 )
 
