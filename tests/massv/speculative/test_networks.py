@@ -73,6 +73,17 @@ def _equal_to_plain(target, drafter, gammas, least_distinct):
     assert cut.lengths[0] <= 10
 
 
+@pytest.mark.parametrize("family", ["qwen", "gemma"])
+def test_a_prompt_without_a_token_is_refused(family, qwen_pair, gemma_pair):
+    """There would be no place whose logits are those of a first token."""
+    target = load_target({"qwen": qwen_pair, "gemma": gemma_pair}[family].target)
+    frontend, limits = target.frontend, {"lengths": [64]}
+    assert frontend.prepare(["a cat"], [[]], **limits).valid.any()
+    for texts in ([""], ["a cat", ""]):
+        with pytest.raises(ValueError, match=f"prompts of rows .{len(texts) - 1}. have no tokens"):
+            frontend.prepare(texts, [[]] * len(texts), **limits)
+
+
 @pytest.mark.slow
 def test_qwen2_5_vl_drafted_greedily_says_the_same(qwen_pair):
     target = _target(qwen_pair.target)
