@@ -17,7 +17,12 @@ import numpy as np
 from PIL import Image
 
 from core_jax.data.processors import ImageProcessor, ProcessorError
-from core_jax.data.prompts import pad_prompts, read_chat_template, read_image_processor_config
+from core_jax.data.prompts import (
+    check_tokens,
+    pad_prompts,
+    read_chat_template,
+    read_image_processor_config,
+)
 from core_jax.models.gemma3 import Gemma3Config, ImagePromptError, check_placeholders
 
 _CROPS = ("do_pan_and_scan", "pan_and_scan_min_crop_size", "pan_and_scan_max_num_crops",
@@ -163,8 +168,8 @@ class Gemma3Processor:
 
         Raises:
           ImagePromptError: images and their places do not match.
-          ValueError: a row is longer than `length` or has more than `max_images`, or an image
-            cannot be read.
+          ValueError: a row has no token, is longer than `length` or has more than `max_images`, or
+            an image cannot be read.
         """
         images = [()] * len(texts) if images is None else images
         if len(images) != len(texts):
@@ -174,6 +179,7 @@ class Gemma3Processor:
             self.tokens(text, int(count), where=f"row {i}")
             for i, (text, count) in enumerate(zip(texts, counts, strict=True))
         ]
+        check_tokens(rows)
         ids, valid = pad_prompts(
             rows, pad_id=self.tokenizer.pad_token_id, length=length, side=padding_side
         )

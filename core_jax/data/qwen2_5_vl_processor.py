@@ -16,7 +16,12 @@ import numpy as np
 from PIL import Image
 
 from core_jax.data.processors import ProcessorError
-from core_jax.data.prompts import pad_prompts, read_chat_template, read_image_processor_config
+from core_jax.data.prompts import (
+    check_tokens,
+    pad_prompts,
+    read_chat_template,
+    read_image_processor_config,
+)
 from core_jax.data.qwen2_5_vl_images import Qwen2_5_VLImageProcessor
 from core_jax.models.qwen2_5_vl import (
     ImagePromptError,
@@ -154,7 +159,7 @@ class Qwen2_5_VLProcessor:
 
         Raises:
           ImagePromptError: images and their places do not match.
-          ValueError: a row is longer than `length`, or an image cannot be read.
+          ValueError: a row has no token or is longer than `length`, or an image cannot be read.
         """
         images = [()] * len(texts) if images is None else images
         if len(images) != len(texts):
@@ -171,6 +176,7 @@ class Qwen2_5_VLProcessor:
             self.tokenizer(self.expand(text, [g for _, g in row], where=f"row {i}"))["input_ids"]
             for i, (text, row) in enumerate(zip(texts, cut, strict=True))
         ]
+        check_tokens(tokens)
         ids, valid = pad_prompts(
             tokens, pad_id=self.tokenizer.pad_token_id, length=length, side=padding_side,
             remedy="raise the length, or lower max_pixels",

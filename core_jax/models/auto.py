@@ -87,11 +87,16 @@ def load_config(path: str | os.PathLike) -> tuple[Family, Any]:
     """The family and the typed configuration of a hub directory.
 
     Raises:
-      FileNotFoundError: there is no config.json.
+      FileNotFoundError: there is no config.json, or only an adapter's.
       UnknownModelError: no family reads it.
       ModelConfigError: it is not JSON, or asks for something that the family lacks.
     """
     file = pathlib.Path(path) / "config.json"
+    if not file.is_file() and (file.parent / "adapter_config.json").is_file():
+        raise FileNotFoundError(
+            f"{path} holds an adapter (adapter_config.json), not a model: merge it into its base "
+            "model first (peft's merge_and_unload, then save_pretrained), and name that directory"
+        )
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; is {path} a hub model directory?")
     raw = read_json(file)

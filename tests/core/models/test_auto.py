@@ -220,6 +220,9 @@ def test_pipelines_are_dictionaries_of_their_sub_folders(clip, tmp_path):
 def test_what_no_family_reads(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         load_model(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"an adapter .* merge it into its base model"):
+        load_model(tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     with pytest.raises(UnknownModelError, match=r"LlamaForCausalLM.*supported.*Qwen2"):
         load_model(tmp_path)
