@@ -1,6 +1,9 @@
 """The training job on a tiny hub: what moves, what resumes, what the losses see."""
 
+import dataclasses
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from core_jax.train.workdir import save_experiment
 from vlv_jax import training
 from vlv_jax.experiment import Experiment
 from vlv_jax.inference import Autoencoder, Captioner
+from vlv_jax.loading import Pieces, load_processor
 from vlv_jax.training import build_job, make_record, train
 
 
@@ -49,6 +53,27 @@ def test_a_refused_config_leaves_the_run_as_it_was(tiny_hub, tmp_path, monkeypat
     assert (tmp_path / "experiment.json").read_bytes() == before
     save_experiment(tmp_path, other)  # the twin
     assert (tmp_path / "experiment.json").read_bytes() != before
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_run_is_told_which_images_were_skipped(tiny_hub, tmp_path, monkeypatch, broken):
+    images = Path(shutil.copytree(tiny_hub.images, tmp_path / "images"))
+    victim = min(p for p in images.iterdir() if p.suffix != ".jsonl")
+    if broken:
+        victim.write_bytes(b"")
+    hub = dataclasses.replace(tiny_hub, images=str(images))
+    taken = []
+    monkeypatch.setattr(
+        training, "run_training", lambda *_, make_batches, **__: taken.append(make_batches(0))
+    )
+    monkeypatch.setattr(training, "build_job", lambda _: SimpleNamespace(
+        step_fn=None, state=None, frozen=None, sharding=None, networks=None,
+        pieces=Pieces(load_processor(Path(hub.florence2)), None, None),
+    ))  # fmt: skip
+    train(experiment(hub), tmp_path / "run")
+    for _ in range(2):  # ten images in batches of eight
+        next(taken[0])
+    assert list(taken[0].bad.ids.values()) == (["empty"] if broken else [])
 
 
 @pytest.mark.slow
