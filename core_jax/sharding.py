@@ -248,7 +248,8 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
     """Checks that a batch divides over a mesh, which is cheaper before anything is loaded.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it does not, or devices of several processes would hold the same rows: each
+            process loads rows of its own.
     """
     axes = _present(DEFAULT_RULES["batch"], mesh)
     parts = math.prod(mesh.shape[name] for name in axes)
@@ -258,6 +259,32 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
             f"{' and '.join(axes)} ({dict(mesh.shape)}); make it a multiple of {parts}, or change "
             "run.mesh"
         )
+    check_processes(mesh.devices, mesh.axis_names, axes)
+
+
+def check_processes(devices: np.ndarray, names: Sequence[str], batch_axes: Sequence[str]) -> None:
+    """Checks that the rows of a batch are split over processes, each row in one of them.
+
+    Args:
+        devices: of a mesh, `[size of each axis]`; each has a `process_index`.
+        names: of the axes.
+        batch_axes: those that the rows are split over.
+
+    Raises:
+        ConfigError: it is not so; naming processes that share rows.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    for place, device in np.ndenumerate(devices):
+        row = tuple(i for i, name in zip(place, names, strict=True) if name in batch_axes)
+        owner = first.setdefault(row, device.process_index)
+        if owner != device.process_index:
+            others = [name for name in names if name not in batch_axes]
+            sizes = dict(zip(names, devices.shape, strict=True))
+            raise ConfigError(
+                f"mesh {sizes}: processes {owner} and {device.process_index} would hold the same "
+                f"rows of a batch, but each process loads its own; keep {' and '.join(others)} "
+                "within the devices of one process"
+            )
 
 
 def constrain(x: jax.Array, *logical_axes: str | None, rules: Rules | None = None) -> jax.Array:

@@ -25,7 +25,7 @@ from core_jax.train.state import TrainState
 from core_jax.train.workdir import save_experiment
 from massv_jax import phase1, phase2
 from massv_jax.answers import AnswerSource
-from massv_jax.batches import RowMaker, check_supervision, policy_of
+from massv_jax.batches import RowLog, RowMaker, check_supervision, policy_of
 from massv_jax.binding import Binding, weight_hashes
 from massv_jax.experiment import Experiment
 from massv_jax.loading import TARGET_MERGER, DrafterParts, load_tower, prefix_target
@@ -263,9 +263,6 @@ def train(
         print(_first_example(source, rows), flush=True)
     run = experiment.run
 
-    def batches(start: int) -> Iterator[Mapping[str, Any]]:
-        return _Supervised(training_batches(experiment, source, rows, start), rows.log)
-
     result = run_training(
         LoopConfig(
             total_steps=run.steps, log_every=run.log_every, save_every=run.save_every,
@@ -274,7 +271,9 @@ def train(
         state=job.state,
         step_fn=job.step_fn,
         frozen=job.frozen,
-        make_batches=batches,
+        make_batches=lambda start: _CheckedBatches(
+            training_batches(experiment, source, rows, start), rows.log
+        ),
         workdir=str(workdir),
         record=record,
         batch_sharding=job.sharding,
@@ -284,16 +283,17 @@ def train(
     return result
 
 
-class _Supervised(Iterator):
-    """Batches of which the first is known to teach something.
+class _CheckedBatches(Iterator[Mapping[str, Any]]):
+    """Batches, of which the first must have something that is learned.
 
     Attributes:
-      bad: of the batches.
+      bad: the examples that were skipped.
     """
 
-    def __init__(self, batches: BatchIterator, log: Any):
-        self._batches, self._log, self._checked = batches, log, False
+    def __init__(self, batches: BatchIterator, log: RowLog):
+        self._batches, self._log = batches, log
         self.bad = batches.bad
+        self._checked = False
 
     def __next__(self) -> Mapping[str, Any]:
         batch = next(self._batches)
