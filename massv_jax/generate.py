@@ -6,7 +6,8 @@
 
 A line of the input is {"id": ..., "prompt": ..., "image": ...}. Running the same command again goes
 on where it stopped, and tries again what failed; with other settings it is refused. With several
-processes, process i takes every n-th prompt.
+processes, process i takes every n-th prompt. With --adaptive, windows follow measured speed;
+--replay repeats such a run from its log (of several processes, from their logs in one file).
 """
 
 import pathlib
@@ -34,6 +35,9 @@ def _define() -> None:
     flags.DEFINE_integer("max_pixels", None, "Overrides data.max_pixels.")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of the parameters.")
     flags.DEFINE_bool("adaptive", False, "Choose windows by measured acceptance and cost.")
+    flags.DEFINE_string(
+        "replay", None, "The <output>.windows.jsonl of an earlier run: its windows, not new ones."
+    )
     flags.DEFINE_integer("gamma", None, "Overrides decoding.gamma.")
     flags.DEFINE_enum("accept", None, ["rejection", "coupled"], "Overrides decoding.accept.")
     flags.DEFINE_float("temperature", None, "Overrides decoding.temperature.")
@@ -57,6 +61,7 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
     from massv_jax.pixels import pixel_limits
     from massv_jax.placing import tensor_mesh
     from massv_jax.speculative.adaptive import AdaptiveGamma
+    from massv_jax.windows_log import LoggedWindows
 
     values = flags.FLAGS
     target = values.target or (experiment.model.target if experiment else "")
@@ -76,7 +81,11 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
         options = {"dtype": experiment.model.frozen_dtype, "execution": experiment.model.execution}
     if values.dtype:
         options["dtype"] = values.dtype
+    if values.adaptive and values.replay:
+        raise SystemExit("error: --adaptive chooses windows and --replay takes them from a log")
     gamma: Any = AdaptiveGamma() if values.adaptive else decoding.gamma
+    if values.replay:
+        gamma = LoggedWindows.read(values.replay)
     decoder = make_decoder(
         target, drafter,
         language_model=experiment.model.language_model if experiment else "",

@@ -11,7 +11,7 @@ import json
 import pathlib
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +45,7 @@ from massv_jax.speculative.decoder import (
 )
 from massv_jax.speculative.drafters import LookupDrafter
 from massv_jax.speculative.options import MAX_GAMMA, DecodeOptions
+from massv_jax.windows_log import LoggedWindows, window_line
 
 
 def open_drafter_named(
@@ -109,19 +110,16 @@ def generate_answers(decoder: SpeculativeDecoder, job: GenerateJob) -> Statistic
     parts, began, count, shown = [], time.perf_counter(), 0, 0.0
     windows = output.with_name(output.name + ".windows.jsonl")
     with output.open("a", encoding="utf-8") as out, windows.open("a", encoding="utf-8") as log:
-        for first in range(0, len(todo), job.batch_size):
-            batch = todo[first : first + job.batch_size]
+        for batch, options in _batches(todo, job):
             start = time.perf_counter()
-            records, answers = _answer(decoder, job, batch)
+            records, answers = _answer(decoder, job, batch, options)
             out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
             out.flush()  # what was computed survives a kill
             count += len(batch)
             if answers is not None:
                 parts.append(answers.statistics)
-                line = {"ids": [r["id"] for r in records if "error" not in r],
-                        "seconds": round(time.perf_counter() - start, 4),
-                        "windows": answers.choices}  # fmt: skip
-                log.write(json.dumps(line) + "\n")
+                ids = [r["id"] for r in records if "error" not in r]
+                log.write(window_line(ids, time.perf_counter() - start, answers))
                 log.flush()
             now = time.perf_counter() - began
             if now - shown > 10 or count == len(todo):
@@ -130,6 +128,17 @@ def generate_answers(decoder: SpeculativeDecoder, job: GenerateJob) -> Statistic
                 print(f"{count}/{len(todo)}  {count / now:.2f} prompts/s  {left:.0f} s left",
                       flush=True)  # fmt: skip
     return Statistics.concatenate(parts) if parts else None
+
+
+def _batches(todo: Sequence[Row], job: GenerateJob) -> Iterator[tuple[Sequence[Row], Any]]:
+    """Rows of one call, and its options: None where a log of windows has none for them."""
+    gamma = job.options.get("gamma")
+    if isinstance(gamma, LoggedWindows):
+        for batch, replay in gamma.split(todo, job.batch_size):
+            yield batch, replay and {**job.options, "gamma": replay}
+        return
+    for first in range(0, len(todo), job.batch_size):
+        yield todo[first : first + job.batch_size], job.options
 
 
 def job_settings(decoder: SpeculativeDecoder, job: GenerateJob) -> dict[str, Any]:
@@ -153,7 +162,7 @@ def job_settings(decoder: SpeculativeDecoder, job: GenerateJob) -> dict[str, Any
 
 
 def _answer(
-    decoder: SpeculativeDecoder, job: GenerateJob, batch: Sequence[Row]
+    decoder: SpeculativeDecoder, job: GenerateJob, batch: Sequence[Row], options: Any
 ) -> tuple[list[dict[str, Any]], Answers | None]:
     """Records in the rows' order, and the answers of those that could be answered."""
     errors: dict[str, str] = {}
@@ -167,9 +176,14 @@ def _answer(
     def generate(rows: Sequence[Row]) -> Answers | None:
         if not rows:
             return None
+        if options is None:
+            raise JobError(
+                f"{[row.id for row in rows]} are not in the log of windows, which is of another "
+                "job, or they failed in it: answer them without --replay"
+            )
         return decoder.generate(
             [images[row.id] for row in rows], [row.prompt for row in rows],
-            row_seeds=[row_seed(row.id) for row in rows], **job.options,
+            row_seeds=[row_seed(row.id) for row in rows], **options,
         )  # fmt: skip
 
     good = [row for row in batch if row.id not in errors]

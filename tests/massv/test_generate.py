@@ -1,6 +1,7 @@
 """Files of prompts to files of answers: stops, restarts, bad rows, the command line."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from massv_jax.binding import BindingError
 from massv_jax.experiment import DecodingConfig
 from massv_jax.generating import change_decoding, generate_answers, row_seed
 from massv_jax.generating_files import GenerateJob, JobError, read_done
+from massv_jax.speculative.adaptive import FixedGamma, GammaChoice
 from massv_jax.speculative.decoder import RequestError
+from massv_jax.windows_log import LoggedWindows
 from tests.massv.speculative.test_decoder import PROMPTS, ToyFrontend, decoder, target
 from tests.massv.speculative.toy import PIXELS
 
@@ -67,6 +70,48 @@ def test_a_stopped_job_goes_on_and_says_the_same(files, tmp_path, monkeypatch):
     assert _read(output) == whole
     assert generate_answers(decoder(), job) is None
     assert len({r["text"] for r in whole.values()}) == 5
+
+
+def test_windows_are_replayed_from_their_log(files, tmp_path):
+    """Sampled answers follow from the windows: other ones, then these from the log."""
+    source, _ = files
+    windows = itertools.cycle([1, 3, 2])
+
+    class Changing(FixedGamma):
+        def run(self, session, *, batch):
+            choices = []
+            while not session.done:
+                choices.append(GammaChoice(next(windows), 1))
+                session.advance(*choices[-1])
+            return tuple(choices)
+
+    def answer(name, gamma, **kwargs):
+        job = GenerateJob(input=source, output=tmp_path / name, batch_size=2,
+                          options=OPTIONS | {"gamma": gamma}, **kwargs)  # fmt: skip
+        generate_answers(decoder(), job)
+        return _read(tmp_path / name)
+
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    rows[1]["image"] = "missing.png"
+    _write(source, rows)
+    made = answer("made.jsonl", Changing(4))
+    log = tmp_path / "made.jsonl.windows.jsonl"
+    lines = log.read_text().splitlines()
+    assert [json.loads(line)["ids"] for line in lines] == [["q0"], ["q2", "q3"], ["q4"]]
+    assert all(json.loads(line)["max_gamma"] == 4 for line in lines)
+    assert answer("again.jsonl", LoggedWindows.read(log)) == made
+    assert answer("fixed.jsonl", 1) != made  # a control: windows do matter
+    # A row that the log knows nothing of, batches that were larger, and lines of another kind.
+    log.write_text("\n".join(lines[:2]) + "\n" + lines[2][:9])
+    with pytest.raises(JobError, match=r"\['q4'\] are not in the log"):
+        answer("short.jsonl", LoggedWindows.read(log))
+    with pytest.raises(JobError, match=r"up to 2 prompts; set --batch_size=2"):
+        list(LoggedWindows.read(log).split([], 1))
+    log.write_text('{"ids": 3}\n')
+    with pytest.raises(JobError, match=r"line 1, is no line of windows"):
+        LoggedWindows.read(log)
+    with pytest.raises(JobError, match=r"--replay .*none: No such file"):
+        LoggedWindows.read(tmp_path / "none")
 
 
 def test_processes_share_the_prompts(files, tmp_path):
