@@ -82,7 +82,7 @@ KILLS ?= 200
 chaos: install-test
 	$(RUN) -m tests.chaos --root=runs/chaos --kills=$(KILLS) --document=docs/chaos.md
 
-# Trains the stand-ins again (up to four hours on two cores); they are shipped already.
+# Trains the stand-ins again (some two and a half hours on two cores); they are shipped already.
 miniature: install
 	$(RUN) -m miniature.pretrain
 

@@ -36,6 +36,7 @@ def train_command(world: pathlib.Path, workdir: pathlib.Path, extra: list[str]) 
     return [
         sys.executable, "-m", "vlv_jax.train", "--config", CONFIG, "--workdir", str(workdir),
         f"--config.data.source.path={world}", "--config.run.steps=1",
+        "--config.optimizer.warmup_steps=0",
         "--config.run.log_every=1", "--config.run.sample_every=0", *extra,
     ]  # fmt: skip
 

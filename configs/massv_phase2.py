@@ -8,14 +8,16 @@ answers are learned, which is the arm without self-distillation.
 
 from ml_collections import ConfigDict
 
-from configs import massv
+from configs import common, massv
+from massv_jax.experiment import Experiment
 
 
 def get_config(variant: str = "") -> ConfigDict:
     name = massv.resolve(variant, "massv_phase2")
     config = massv.base(name, "phase2")
-    massv.use_source(config, massv.MIX_665K)
-    config.data.answers, config.data.answer_images = "runs/massv_distill", massv.MIX_665K[1]
+    files = massv.LCS_558K if name == "vlv" else massv.MIX_665K  # what the target answered
+    massv.use_source(config, files)
+    config.data.answers, config.data.answer_images = "runs/massv_distill", files[1]
     config.data.turns = "all"
     config.run.init_from = "runs/massv_phase1"
     massv.use_steps(config, 5200, 2e-5)
@@ -28,4 +30,4 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.answer_images = massv.MINI_QUESTIONS[1]
         config.run.init_from = f"{folder}/phase1"
         massv.use_steps(config, 300, 2e-3)
-    return config
+    return common.complete(config, Experiment)

@@ -187,11 +187,14 @@ def core_errors() -> tuple[type[BaseException], ...]:
     from core_jax.convert.rules import WeightsError
     from core_jax.convert.safetensors_io import CheckpointFormatError
     from core_jax.data.bad import TooManyBadExamples
+    from core_jax.data.processors import ProcessorError
     from core_jax.data.sources import SourceError
     from core_jax.models.auto import UnknownModelError
+    from core_jax.models.hf_config import ModelConfigError
     from core_jax.train.errors import NonFiniteError, ResumeError
 
     return (
-        WeightsError, CheckpointFormatError, UnknownModelError, SourceError, TooManyBadExamples,
-        NonFiniteError, ResumeError, FileNotFoundError,
+        ConfigError, WeightsError, CheckpointFormatError, UnknownModelError, ModelConfigError,
+        SourceError, TooManyBadExamples, NonFiniteError, ResumeError, ProcessorError,
+        FileNotFoundError,
     )  # fmt: skip

@@ -11,7 +11,10 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A config value is unknown, missing or of the wrong type; the message names its path."""
+    """A config value is unknown, missing, of the wrong type, or does not fit what it is used with.
+
+    The message names it. Commands show it as one line.
+    """
 
 
 def to_dataclass(cls: type[T], config: Mapping[str, Any], *, path: str = "config") -> T:
@@ -53,8 +56,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     origin = get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         options = get_args(hint)
-        if value is None and type(None) in options:
-            return None
+        if (value is None or value == "") and type(None) in options:
+            return None  # a command line can say "" and cannot say None
         errors = []
         for option in options:
             if option is type(None):
@@ -71,7 +74,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         return _tuple(hint, value, path)
     if origin in (dict, Mapping) or hint is dict or getattr(origin, "__name__", "") == "Mapping":
-        return dict(value.items())
+        return {k: v for k, v in value.items() if v is not None}
     if origin is typing.Literal:
         if value not in get_args(hint):
             raise ConfigError(f"{path} is {value!r}; it must be one of {get_args(hint)}")

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from core_jax.config import ConfigError
+
 Tree = Any
 
 
@@ -84,14 +86,17 @@ def split(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[dict, dic
         `(trainable, frozen)`, nested dicts that `merge` puts together again.
 
     Raises:
-        ValueError: if a pattern matches nothing, naming every such pattern.
+        ConfigError: if a pattern matches nothing, naming every such pattern, or is none.
     """
     flat = flatten(params)
-    compiled = [re.compile(pattern) for pattern in patterns]
+    try:
+        compiled = [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise ConfigError(f"{error.pattern!r} is no regular expression: {error}") from error
     dead = [p.pattern for p in compiled if not any(p.fullmatch(path) for path in flat)]
     if dead:
         known = sorted({path.split("/")[0] for path in flat})
-        raise ValueError(
+        raise ConfigError(
             f"patterns match no parameter: {', '.join(map(repr, dead))}. They must match whole "
             f"paths such as {next(iter(flat), 'a/b')!r}; the top-level names are {known}"
         )

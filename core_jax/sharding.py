@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from core_jax.config import ConfigError
 from core_jax.partition import path_str
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -81,13 +82,13 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             slices is slow.
 
     Raises:
-        ValueError: for an unknown axis, two sizes of -1, or sizes whose product is not the
+        ConfigError: for an unknown axis, two sizes of -1, or sizes whose product is not the
             number of devices.
     """
     shape = dict(shape) or {"data": -1}
     devices = list(jax.devices() if devices is None else devices)
     if unknown := [name for name in shape if name not in MESH_AXES]:
-        raise ValueError(f"unknown mesh axes {unknown}; choose from {list(MESH_AXES)}")
+        raise ConfigError(f"unknown mesh axes {unknown}; choose from {list(MESH_AXES)}")
     shape = _resolve_sizes(shape, len(devices))
     names = tuple(shape)
     types = (AxisType.Auto,) * len(names)
@@ -100,7 +101,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
     first, *rest = shape.values()
     if first % num_slices:
-        raise ValueError(
+        raise ConfigError(
             f"the first mesh axis, {names[0]}={first}, must be a multiple of the {num_slices} "
             "TPU slices, because only it may cross between slices"
         )
@@ -113,14 +114,14 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 def _resolve_sizes(shape: dict[str, int], num_devices: int) -> dict[str, int]:
     free = [name for name, size in shape.items() if size == -1]
     if len(free) > 1:
-        raise ValueError(f"mesh {shape}: only one size may be -1")
+        raise ConfigError(f"mesh {shape}: only one size may be -1")
     if bad := {name: size for name, size in shape.items() if size < 1 and size != -1}:
-        raise ValueError(f"mesh sizes must be positive or -1, got {bad}")
+        raise ConfigError(f"mesh sizes must be positive or -1, got {bad}")
     known = math.prod(size for size in shape.values() if size != -1)
     if free and num_devices % known == 0:
         shape = {name: num_devices // known if size == -1 else size for name, size in shape.items()}
     elif free or known != num_devices:
-        raise ValueError(
+        raise ConfigError(
             f"mesh {shape} does not fit {num_devices} devices: the product of the sizes must "
             f"{'divide' if free else 'equal'} their number"
         )
@@ -241,6 +242,49 @@ def replicated(tree: Tree, mesh: Mesh) -> Tree:
 def batch_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> NamedSharding:
     """Sharding of any batch array: its first dimension over the rule for "batch"."""
     return NamedSharding(mesh, PartitionSpec(_entry(_present(rules["batch"], mesh))))
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Checks that a batch divides over a mesh, which is cheaper before anything is loaded.
+
+    Raises:
+        ConfigError: it does not, or devices of several processes would hold the same rows: each
+            process loads rows of its own.
+    """
+    axes = _present(DEFAULT_RULES["batch"], mesh)
+    parts = math.prod(mesh.shape[name] for name in axes)
+    if batch_size % parts:
+        raise ConfigError(
+            f"data.batch_size {batch_size} does not divide over the {parts} parts of the mesh's "
+            f"{' and '.join(axes)} ({dict(mesh.shape)}); make it a multiple of {parts}, or change "
+            "run.mesh"
+        )
+    check_processes(mesh.devices, mesh.axis_names, axes)
+
+
+def check_processes(devices: np.ndarray, names: Sequence[str], batch_axes: Sequence[str]) -> None:
+    """Checks that the rows of a batch are split over processes, each row in one of them.
+
+    Args:
+        devices: of a mesh, `[size of each axis]`; each has a `process_index`.
+        names: of the axes.
+        batch_axes: those that the rows are split over.
+
+    Raises:
+        ConfigError: it is not so; naming processes that share rows.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    for place, device in np.ndenumerate(devices):
+        row = tuple(i for i, name in zip(place, names, strict=True) if name in batch_axes)
+        owner = first.setdefault(row, device.process_index)
+        if owner != device.process_index:
+            others = [name for name in names if name not in batch_axes]
+            sizes = dict(zip(names, devices.shape, strict=True))
+            raise ConfigError(
+                f"mesh {sizes}: processes {owner} and {device.process_index} would hold the same "
+                f"rows of a batch, but each process loads its own; keep {' and '.join(others)} "
+                "within the devices of one process"
+            )
 
 
 def constrain(x: jax.Array, *logical_axes: str | None, rules: Rules | None = None) -> jax.Array:

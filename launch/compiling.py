@@ -70,8 +70,9 @@ def lower_job(job: PlannedJob, devices: list[Any], chip: Chip, platform: str = "
       job: the job.
       devices: of which the config's mesh is made.
       chip: what they stand for.
-      platform: lowers for "tpu" on any devices, CPUs say. The program is the same to the letter
-        as for a topology's devices of the same mesh, but it cannot be compiled.
+      platform: lowers for "tpu" on any devices, CPUs say. The program is that of a
+        topology's devices of the same mesh, but for the version in which kernels are written, and
+        it cannot be compiled.
 
     Raises:
       PlanError: mesh or batch do not go with the devices.

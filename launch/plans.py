@@ -63,13 +63,13 @@ def _renew(rows) -> list[str]:
     from launch.stored import lowered_here, read_record, record_of, why_stale, write_record
 
     for row in rows:
-        record = read_record(row)
-        reason = why_stale(row, record, lowered_here(row) if record else "")
+        fingerprint = lowered_here(row)
+        reason = why_stale(row, read_record(row), fingerprint)
         if reason:
             print(f"{row.name}: {reason}; compiling", flush=True)
             topology = parse_topology(row.topology, row.slices)
             plan = make_plan(row.open(), topology, config=row.config_text)
-            write_record(row, record_of(row, plan.to_json()))
+            write_record(row, record_of(row, plan.to_json(), fingerprint))
         print(f"{row.name}: as the code is", flush=True)
         _write_table([])
         jax.clear_caches()

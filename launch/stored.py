@@ -22,18 +22,19 @@ _COLLECTIVE = ("kind", "axes", "group_size", "crosses_slices", "count", "bytes",
 Record = Mapping[str, Any]
 
 
-def record_of(row: PlannedRow, plan: Mapping[str, Any]) -> dict[str, Any]:
+def record_of(row: PlannedRow, plan: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
     """What is kept.
 
     Args:
       row: the job.
       plan: `Plan.to_json()` of it.
+      fingerprint: `lowered_here` of it.
     """
     compiled, memory = plan["compiled"], plan["memory"]
     cost = compiled["cost"]
     found: dict[str, Any] = {
         "format": FORMAT, "name": row.name, "command": row.command,
-        "fingerprint": plan["lowered"]["fingerprint"],
+        "fingerprint": fingerprint,
         "versions": plan["versions"], "effort": plan["effort"],
         "job": plan["job"], "topology": plan["topology"], "slices": plan["slices"],
         "num_chips": plan["num_chips"], "mesh": plan["mesh"], "batch_size": plan["batch_size"],
@@ -76,6 +77,9 @@ def write_record(row: PlannedRow, record: Record, folder: pathlib.Path = FOLDER)
 
 def lowered_here(row: PlannedRow) -> str:
     """Fingerprint of a row's program as the code is now; needs CPU devices alone, as many as chips.
+
+    Lowered for a topology the kernels would be written in the version of the libtpu that is there,
+    so a plan's own fingerprint is no measure of the code.
 
     Raises:
       PlanError: mesh or batch do not go with the topology.

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from massv_jax.drafter import Drafter
     from massv_jax.drafter_config import DrafterConfig
     from massv_jax.loading import load_drafter, make_drafter
+    from massv_jax.pixels import limit_pixels
     from massv_jax.speculative.adaptive import AdaptiveGamma
     from massv_jax.speculative.decoder import Answers, SpeculativeDecoder
     from massv_jax.speculative.drafters import LookupDrafter
@@ -19,6 +20,7 @@ _EXPORTS = {
     "DrafterConfig": "drafter_config",
     "LookupDrafter": "speculative.drafters",
     "SpeculativeDecoder": "speculative.decoder",
+    "limit_pixels": "pixels",
     "load_drafter": "loading",
     "make_drafter": "loading",
 }
@@ -30,6 +32,7 @@ __all__ = [
     "DrafterConfig",
     "LookupDrafter",
     "SpeculativeDecoder",
+    "limit_pixels",
     "load_drafter",
     "make_drafter",
 ]

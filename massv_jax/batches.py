@@ -41,7 +41,7 @@ from core_jax.data.llava_tokens import (
 )
 from core_jax.data.pipeline import WithoutImage
 from core_jax.data.qwen2_5_vl_processor import IMAGE_PAD, Qwen2_5_VLProcessor
-from core_jax.data.sources import Example
+from core_jax.data.sources import Example, SourceError
 from core_jax.models.gemma3 import ImagePromptError as GemmaPromptError
 from core_jax.models.gemma3 import check_placeholders
 from core_jax.models.qwen2_5_vl import ImagePromptError, pack_images, place_prompts
@@ -351,10 +351,10 @@ def check_supervision(batch: Mapping[str, Any], log: RowLog) -> None:
     """Raises unless something of a batch is learned.
 
     Raises:
-      ValueError: nothing is.
+      SourceError: nothing is.
     """
     if not np.asarray(batch["supervised"])[:, 1:].any():
-        raise ValueError(
+        raise SourceError(
             "no token of the first batch would be learned; look at the data and at the chat "
             f"template (refused so far: {dict(log.refused)}; mended: {dict(log.faults)})"
         )

@@ -6,6 +6,7 @@ drafted. So a drafter's directory says what it was made for, and loading it chec
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -13,13 +14,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from core_jax.convert.rules import assign, derive_entries
 from core_jax.convert.safetensors_io import TensorReader
 from core_jax.data.prompts import read_chat_template, read_image_processor_config
+from core_jax.data.qwen2_5_vl_images import Qwen2_5_VLImageProcessor
 from core_jax.models.auto import load_config
-from core_jax.partition import flatten
+from core_jax.partition import flatten, tree_hash
 
 # The frozen tower of either family, without its projector.
 TOWERS = {"qwen2_5_vl": r"visual/(?!merger/).*", "gemma3": r"vision_tower/.*"}
@@ -40,7 +43,8 @@ class Binding:
       tower: of the vision tower's tensors; "" where there is none to share.
       tokenizer: of the vocabulary.
       template: of the chat template; "" without one.
-      pixels: what the image processor limits images to.
+      pixels: limits of images under which the drafter was trained: the image processor's, or the
+        config's in their place.
     """
 
     name: str
@@ -64,14 +68,21 @@ class Binding:
             f"{field} ({_MEANING[field]}): made for {_short(getattr(self, field))}, "
             f"this target has {_short(getattr(target, field))}"
             for field in _MEANING
-            if getattr(self, field) != getattr(target, field)
+            if _compared(self, field) != _compared(target, field)
         ]
-        if wrong:
-            raise BindingError(
-                f"the drafter {where} was made for {self.name!r}, and {target.name!r} is another "
-                "target:\n  " + "\n  ".join(wrong) + "\nUse the target it was made for, or make "
-                "and train a drafter for this one"
+        if not wrong:
+            return
+        remedy = "Use the target it was made for, or make and train a drafter for this one"
+        if len(wrong) == 1 and wrong[0].startswith("pixels"):
+            remedy = (
+                "Set the limits that it was trained under: data.min_pixels and data.max_pixels in "
+                "the config, --min_pixels and --max_pixels of massv_jax.generate, `limits` of "
+                "load_drafter with massv_jax.limit_pixels for the target"
             )
+        raise BindingError(
+            f"the drafter {where} was made for {self.name!r}, and {target.name!r} is used as "
+            "another target:\n  " + "\n  ".join(wrong) + f"\n{remedy}"
+        )
 
 
 _MEANING = {
@@ -83,16 +94,30 @@ _MEANING = {
 }
 
 
+def _compared(binding: Binding, field: str) -> Any:
+    value = getattr(binding, field)
+    if field != "pixels":
+        return value
+    both = "min_pixels" in value and "max_pixels" in value  # then `size` says them once more
+    return {k: v for k, v in value.items() if k != "size" or not both}
+
+
+def hash_params(params: Any) -> str:
+    """SHA-256 of parameters as they are used; "" without any."""
+    return tree_hash(params) if jax.tree.leaves(params) else ""
+
+
 def _short(value: Any) -> str:
     return value[:12] + "..." if isinstance(value, str) and len(value) > 12 else repr(value)
 
 
-def bind(path: pathlib.Path, tokenizer: Any) -> Binding:
+def bind(path: pathlib.Path, tokenizer: Any, limits: Mapping[str, int] | None = None) -> Binding:
     """Reads the fingerprints of a target's hub directory; every tensor is read once.
 
     Args:
       path: the directory.
       tokenizer: the target's, as transformers loads it.
+      limits: `min_pixels`, `max_pixels` of images in the place of the image processor's.
     """
     path = pathlib.Path(path)
     weights, tower = (
@@ -105,12 +130,24 @@ def bind(path: pathlib.Path, tokenizer: Any) -> Binding:
         tower=tower,
         tokenizer=_hash_text(json.dumps(sorted(tokenizer.get_vocab().items()))),
         template=_hash_text(str(template)) if template else "",
-        pixels=_pixel_limits(path),
+        pixels=_pixel_limits(path, limits or {}),
     )
 
 
 def weight_hashes(path: pathlib.Path) -> tuple[str, str]:
-    """(all tensors, those of the tower or "") of a hub directory, by canonical name."""
+    """(all tensors, those of the tower or "") of a hub directory, by canonical name.
+
+    Every tensor is read, once a process as long as the files stay as they are.
+    """
+    path = pathlib.Path(path).absolute()
+    files = [*sorted(path.glob("*.safetensors*")), path / "config.json"]
+    stamps = tuple((f.name, (s := f.stat()).st_size, s.st_mtime_ns) for f in files)
+    return _weight_hashes(path, stamps)
+
+
+@functools.lru_cache(maxsize=8)
+def _weight_hashes(path: pathlib.Path, stamps: Any) -> tuple[str, str]:
+    del stamps  # another content is another entry
     family, config = load_config(path)
     reader = TensorReader(path)
     model = family.model(config=config)
@@ -144,11 +181,15 @@ def _hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _pixel_limits(path: pathlib.Path) -> dict[str, Any]:
+def _pixel_limits(path: pathlib.Path, limits: Mapping[str, int]) -> dict[str, Any]:
     try:
         config = read_image_processor_config(path)
     except FileNotFoundError:
         return {}
+    has_config = (path / "config.json").is_file()
+    if has_config and load_config(path)[0].name == "qwen2_5_vl":  # spelled in two ways, or not
+        images = Qwen2_5_VLImageProcessor.from_hf(config)
+        return {"min_pixels": images.min_pixels, "max_pixels": images.max_pixels, **limits}
     return {k: config[k] for k in _PIXELS if config.get(k) is not None}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from massv_jax.loading import DrafterParts
+from massv_jax.pixels import NAMES
 
 _HEAD = """---
 library_name: {library}
@@ -22,10 +23,11 @@ are checked when it is loaded.
 ## Use
 ```python
 from core_jax.decode.target import load_target
-from massv_jax import SpeculativeDecoder, load_drafter
+from massv_jax import SpeculativeDecoder, limit_pixels, load_drafter
 
-target = load_target("path/of/{target}")
-decoder = SpeculativeDecoder(target, load_drafter("this/directory", "path/of/{target}"))
+target = limit_pixels(load_target("path/of/{target}"), {limits})
+drafter = load_drafter("this/directory", "path/of/{target}", loaded=target)
+decoder = SpeculativeDecoder(target, drafter)
 answers = decoder.generate(["photo.jpg"], ["What is in the picture?"], max_new_tokens=256)
 print(answers.texts[0])
 ```
@@ -91,10 +93,12 @@ def drafter_card(
     rows = {
         "kind": config.kind, "pooling": config.pooling, "target": parts.binding.name,
         "target weights (SHA-256)": parts.binding.weights,
-        "vision tower (SHA-256)": parts.binding.tower or "none", **facts,
+        "vision tower (SHA-256)": parts.binding.tower or "none",
+        "images": dict(parts.binding.pixels) or "no limits", **facts,
     }  # fmt: skip
     return "".join([
-        _HEAD.format(target=parts.binding.name, library="transformers" if stock else "massv_jax"),
+        _HEAD.format(target=parts.binding.name, library="transformers" if stock else "massv_jax",
+                     limits={n: v for n, v in parts.binding.pixels.items() if n in NAMES}),
         _STOCK.format() if stock else _OWN.format(reason=reason),
         "\n## How it was made\n",
         *(f"- {name}: {value}\n" for name, value in rows.items()),

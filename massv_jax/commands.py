@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from core_jax import commands
-from core_jax.config import ConfigError
 from massv_jax.experiment import Experiment
 
 
@@ -15,13 +14,19 @@ def run_command(
     define: Callable[[], None] = lambda: None,
 ) -> None:
     """Runs `job(experiment, workdir)`; see `core_jax.commands.run_command`."""
+    from core_jax.decode.target import TargetError
     from massv_jax.binding import BindingError
     from massv_jax.drafter_config import DrafterError
     from massv_jax.exporting import ExportError
+    from massv_jax.generating_files import JobError
+    from massv_jax.speculative.decoder import RequestError
     from massv_jax.workdir import WorkdirError
 
     commands.run_command(
         job, Experiment, example="configs/massv_phase2.py:mini",
-        errors=(BindingError, DrafterError, ExportError, WorkdirError, ConfigError),
+        errors=(
+            BindingError, DrafterError, ExportError, JobError, RequestError, TargetError,
+            WorkdirError,
+        ),
         workdir=workdir, config=config, define=define,
     )  # fmt: skip

@@ -10,6 +10,7 @@ What a chunk becomes depends on its instructions and the settings alone.
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,16 +19,17 @@ from typing import Any
 from core_jax.config import ConfigError
 from core_jax.data.llava_exclude import read_exclusions, without_images
 from core_jax.data.sources import Source, open_source
-from core_jax.decode.frontends import Qwen2_5_VLFrontend, TextFrontend
+from core_jax.decode.frontends import TextFrontend
 from core_jax.decode.target import Target, load_target
 from core_jax.train.run_record import versions
 from core_jax.watchdog import HEARTBEATS, Watchdog
-from massv_jax.binding import bind
+from massv_jax.binding import bind, hash_params
 from massv_jax.distilling_answers import Answerer, answer_chunk
 from massv_jax.distilling_files import ChunkFolder, DistillError, merge_chunks
 from massv_jax.experiment import Experiment
 from massv_jax.generating import open_drafter_named
 from massv_jax.loading import target_tokenizer
+from massv_jax.pixels import limit_pixels, pixel_limits
 from massv_jax.placing import data_parallel, local_mesh, target_options
 from massv_jax.speculative.decoder import SpeculativeDecoder
 
@@ -119,23 +121,23 @@ def load_limited_target(experiment: Experiment, *, mesh: Any = None) -> Target:
         model.target, dtype=model.frozen_dtype, execution=model.execution,
         **target_options(model.target, mesh),
     )  # fmt: skip
-    limits = {k: v for k in ("min_pixels", "max_pixels") if (v := getattr(data, k))}
-    if not limits or not isinstance(target.frontend, Qwen2_5_VLFrontend):
-        return target
-    processor = target.frontend.processor
-    images = dataclasses.replace(processor.image_processor, **limits)
-    processor = dataclasses.replace(processor, image_processor=images)
-    return dataclasses.replace(target, frontend=Qwen2_5_VLFrontend(processor))
+    return limit_pixels(target, pixel_limits(data))
 
 
 def make_settings(answerer: Answerer, plan: Plan, experiment: Experiment) -> dict[str, Any]:
     """What all processes of a run, and all its continuations, must agree on."""
     data, model, decoder = experiment.data, experiment.model, answerer.decoder
-    found = versions()
+    found, drafter, mesh = versions(), decoder.drafter, local_mesh(experiment)
     return {
         "distill": dataclasses.asdict(answerer.config),
         "target": answerer.target,
+        # What a name stands for moves: the newest checkpoint of a working directory.
         "drafter": model.drafter or "none",
+        "drafter_weights": "" if drafter is None else hash_params(drafter.params),
+        "gamma": 0 if drafter is None else answerer.gamma,
+        # Another layout rounds otherwise, and near-ties may flip.
+        "mesh": {} if mesh is None else dict(mesh.shape),
+        "attention": model.execution.attention,
         "dtype": model.frozen_dtype,
         "rows": decoder.batch_size,
         "images": {
@@ -144,19 +146,29 @@ def make_settings(answerer: Answerer, plan: Plan, experiment: Experiment) -> dic
         },
         "instructions": {
             "input": len(plan.source), "kept": len(plan.kept), "left_out": dict(plan.left_out),
-            "ids": _hash_ids(plan),
+            "sha256": hash_instructions(plan),
         },
         "versions": {k: v for k, v in found.items() if k in ("jax", "jaxlib", "transformers")},
     }  # fmt: skip
 
 
-def _hash_ids(plan: Plan) -> str:
-    """Of the kept ids, where reading them reads no images; "" elsewhere."""
-    if not hasattr(plan.source, "image_names"):
+def hash_instructions(plan: Plan) -> str:
+    """SHA-256 of the kept records without their images.
+
+    Of a source whose records cannot be read without their images it is what the source says of
+    itself (`fingerprint`), "" where it says nothing.
+    """
+    source, hashed = plan.source, hashlib.sha256()
+    if own := getattr(source, "fingerprint", ""):
+        hashed.update(f"{own}\0{list(plan.kept)}".encode())
+        return hashed.hexdigest()
+    if not hasattr(source, "image_names"):
         return ""
-    hashed = hashlib.sha256()
     for index in plan.kept:
-        hashed.update(plan.source[index].id.encode() + b"\0")
+        example = source[index]
+        extras = {k: v for k, v in example.extras.items() if k != "image_root"}
+        record = [example.id, example.caption, extras]
+        hashed.update(json.dumps(record, sort_keys=True, default=str).encode() + b"\0")
     return hashed.hexdigest()
 
 

@@ -25,11 +25,8 @@ def _define() -> None:
 
 
 def _job(experiment: Experiment, workdir: pathlib.Path | None) -> None:
-    from core_jax.decode.target import TargetError
     from massv_jax.evaluation.prompts import EvaluationError
     from massv_jax.evaluation.run import evaluate, load_subject, parse_arms
-    from massv_jax.generating import JobError
-    from massv_jax.speculative.decoder import RequestError
 
     values = flags.FLAGS
     out = pathlib.Path(values.out).expanduser()
@@ -48,7 +45,7 @@ def _job(experiment: Experiment, workdir: pathlib.Path | None) -> None:
                 raise SystemExit(f"error: a check failed; see {out / 'certificate.json'}")
             return
         evaluate(subject, out, section=values.section, title=values.title)
-    except (EvaluationError, JobError, RequestError, TargetError) as error:
+    except EvaluationError as error:
         raise SystemExit(f"error: {error}") from error
     print(f"wrote {out / 'report.json'} and {out / 'report.html'}", flush=True)
 

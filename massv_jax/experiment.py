@@ -3,11 +3,20 @@
 import dataclasses
 from typing import Literal
 
+from core_jax.config_checks import (
+    at_least,
+    check_drawing,
+    check_lengths,
+    check_micro_batches,
+    check_run,
+    is_fraction,
+)
 from core_jax.data.images import ImageLimits
 from core_jax.data.sources import SourceSpec
 from core_jax.ops.execution import Execution
 from core_jax.train.optimizer import OptimizerConfig
 from massv_jax.losses import LossConfig
+from massv_jax.speculative.options import MAX_GAMMA
 
 Dtype = Literal["float32", "bfloat16"]
 Task = Literal["phase1", "distill", "phase2", "eval", "lossless"]
@@ -44,6 +53,9 @@ class ModelConfig:
     frozen_dtype: Dtype = "bfloat16"
     compute_dtype: Dtype = "bfloat16"
     execution: Execution = Execution()
+
+    def __post_init__(self):
+        at_least("model", self, pooling=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,8 +103,9 @@ class DataConfig:
     num_threads: int = 8
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.max_length < 2 or self.image_windows < 1:
-            raise ValueError("data: batch_size, max_length and image_windows must be positive")
+        at_least("data", self, batch_size=1, max_length=2, image_windows=1, max_images=0)
+        at_least("data", self, min_pixels=0, max_pixels=0, num_threads=0)
+        is_fraction("data", self, "max_bad_fraction")
         if self.answers and not self.answer_images:
             raise ValueError("data.answers needs data.answer_images, the folder of their images")
         if self.answers and self.format == "plain":
@@ -127,6 +140,9 @@ class RunConfig:
     keep: int = 2
     init_from: str = ""
     hang_seconds: float = 1800.0
+
+    def __post_init__(self):
+        check_run(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,9 +185,11 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("greedy_fraction", "drop_suffix_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"distill.{name} is {getattr(self, name)}; it is in 0..1")
+        is_fraction("distill", self, "greedy_fraction", "drop_suffix_fraction")
+        at_least("distill", self, max_new_tokens=1, chunk_size=1, batch_size=1)
+        at_least("distill", self, store_top_k=0, max_samples=0)
+        check_drawing("distill", self)
+        check_lengths("distill", self.prompt_lengths)
         if self.temperature <= 0:
             raise ValueError("distill.temperature must be positive; greedy_fraction=1 is greedy")
 
@@ -204,6 +222,14 @@ class DecodingConfig:
     prompt_lengths: tuple[int, ...] = (512, 1024, 1536)
     seed: int = 0
 
+    def __post_init__(self):
+        if not 1 <= self.gamma <= MAX_GAMMA:
+            raise ValueError(f"decoding.gamma is {self.gamma}; it must be from 1 to {MAX_GAMMA}")
+        at_least("decoding", self, max_new_tokens=1, batch_size=1)
+        is_fraction("decoding", self, "min_confidence")
+        check_drawing("decoding", self)
+        check_lengths("decoding", self.prompt_lengths)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -233,6 +259,15 @@ class EvaluationConfig:
     bootstrap_samples: int = 1000
     seed: int = 0
 
+    def __post_init__(self):
+        at_least("evaluation", self, num_prompts=1, kernel_keys=1, contexts=0, bootstrap_samples=1)
+        at_least("evaluation", self, num_timed=0, min_answer_tokens=0)
+        for gamma in self.gammas:
+            if not 1 <= gamma <= MAX_GAMMA:
+                raise ValueError(f"evaluation.gammas has {gamma}; each is from 1 to {MAX_GAMMA}")
+        if any(temperature < 0 for temperature in self.temperatures):
+            raise ValueError(f"evaluation.temperatures {self.temperatures} must not be negative")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -255,10 +290,7 @@ class Experiment:
     trainable: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.data.batch_size % self.run.grad_accum:
-            raise ValueError(
-                f"data.batch_size {self.data.batch_size} does not divide into "
-                f"run.grad_accum {self.run.grad_accum} micro-batches"
-            )
+        self.optimizer.check_length(self.run.steps)
+        check_micro_batches(self.data, self.run)
         if self.task == "phase1" and self.model.kind == "text":
             raise ValueError("a text drafter has no projector to train; start at phase 2")

@@ -10,6 +10,7 @@ their cards say so.
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from core_jax.models import save_model
 from core_jax.models.gemma3 import Gemma3ForConditionalGeneration
 from core_jax.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from massv_jax.card import drafter_card
-from massv_jax.companions import copy_companions
+from massv_jax.companions import copy_companions, load_tokenizer
 from massv_jax.drafter import LANGUAGE_MODEL, PROJECTOR
 from massv_jax.drafter_config import DrafterConfig
 from massv_jax.loading import (
@@ -55,8 +56,8 @@ def export_drafter(
       out: a new directory, or an earlier export, which is replaced.
       target_dir: its target, of which the tower and the processor are copied.
       pad_vocab_to_target: give the table as many rows as the target's (transformers refuses an
-        assistant with another number). They repeat the last row that the tokenizer does not use,
-        whose logit training has kept low, or are zero where it uses all.
+        assistant with another number). They repeat a row that no text uses, whose logit training
+        has kept low: the last one without a token, or that of an `<unusedN>`.
       dtype: of the stored weights; each as it is held if None.
       facts: what else the card lists, such as the step.
       report: the content of report.json for the card.
@@ -95,7 +96,7 @@ def _write_stock(
     config = parts.drafter.config
     rows = max(config.target_vocab_size, config.vocab_size) if pad else config.vocab_size
     language_model = pad_vocabulary(
-        parts.params[LANGUAGE_MODEL], rows, used=_used_rows(parts.companions)
+        parts.params[LANGUAGE_MODEL], rows, like=unlikely_row(parts.companions, config.vocab_size)
     )
     save_model(
         out, *whole_model(config, parts.params[PROJECTOR], language_model, load_tower(target_dir)),
@@ -131,17 +132,16 @@ def whole_model(
     return model, {**params, "language_model": language_model}
 
 
-def pad_vocabulary(language_model: Mapping[str, Any], rows: int, *, used: int) -> dict[str, Any]:
+def pad_vocabulary(language_model: Mapping[str, Any], rows: int, *, like: int) -> dict[str, Any]:
     """A language model with `rows` rows in its table and head.
 
     With a tied head a zero row has logit 0, which is more than most real tokens have. So new rows
-    repeat the last one, if no token of the tokenizer has it: that is padding already, and has
-    learned to be unlikely.
+    repeat one that has learned to be unlikely.
 
     Args:
       language_model: parameters.
       rows: at least as many as there are.
-      used: ids that the tokenizer gives.
+      like: the row that is repeated.
     """
     padded = dict(language_model)
     for name in ("embed_tokens", "lm_head"):
@@ -151,14 +151,27 @@ def pad_vocabulary(language_model: Mapping[str, Any], rows: int, *, used: int) -
         more = rows - table.shape[0]
         if more <= 0:
             continue
-        last = table[-1:] if used < table.shape[0] else jnp.zeros_like(table[-1:])
-        rows_more = jnp.repeat(last, more, axis=0)
+        rows_more = jnp.repeat(table[like : like + 1], more, axis=0)
         # Where the table lies: the host needs no copy of it.
         padded[name] = {"embedding": jnp.concatenate([table, rows_more])}
     return padded
 
 
-def _used_rows(companions: pathlib.Path) -> int:
-    from massv_jax.companions import load_tokenizer
+def unlikely_row(companions: pathlib.Path, rows: int) -> int:
+    """A row that no text has: the last one without a token, that of a token kept free, or padding.
 
-    return max(load_tokenizer(companions).get_vocab().values()) + 1
+    Raises:
+      ExportError: there is none.
+    """
+    tokenizer = load_tokenizer(companions)
+    vocabulary = tokenizer.get_vocab()
+    if max(vocabulary.values()) < rows - 1:
+        return rows - 1
+    free = [i for token, i in vocabulary.items() if re.fullmatch(r"<unused\d+>", token)]
+    free = free or [tokenizer.pad_token_id]
+    if free[-1] is None:
+        raise ExportError(
+            f"{companions}: no row of the table is free of text, so none can fill it up to the "
+            "target's; give --nopad_vocab_to_target (transformers then refuses it as an assistant)"
+        )
+    return max(free)

@@ -1,9 +1,9 @@
 """Answers to a JSONL file of prompts, in another one, with stops and restarts in between.
 
 A line of the input is {"id", "prompt" or "messages", "image" or "images"}; images are paths,
-relative to the file. A line of the output has the id and either the answer or an "error". Each
-row's draws are keyed by its id, so with a fixed gamma an answer depends neither on the rows that
-share its batch nor on where the job was stopped.
+relative to the file. A line of the output has the id and either the answer or an "error"; what
+failed is tried again by the next run. Each row's draws are keyed by its id, so with a fixed gamma
+an answer depends neither on the rows that share its batch nor on where the job was stopped.
 """
 
 import dataclasses
@@ -14,53 +14,38 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from core_jax.data.images import BadImage, ImageLimits
+from core_jax.data.images import BadImage
 from core_jax.decode.frontends import open_image
+from core_jax.decode.sampling import SamplingRule
 from core_jax.decode.target import Target, load_target
+from core_jax.partition import tree_hash
+from core_jax.resumed_output import shard_path
+from massv_jax.binding import weight_hashes
+from massv_jax.experiment import DecodingConfig
+from massv_jax.generating_files import (
+    GenerateJob,
+    JobError,
+    Row,
+    check_settings,
+    read_done,
+    read_rows,
+)
+from massv_jax.pixels import limit_pixels, pixels_of
 from massv_jax.placing import target_options
 from massv_jax.speculative.adaptive import GammaPolicy
 from massv_jax.speculative.counts import Statistics
-from massv_jax.speculative.decoder import PROMPT_LENGTHS, Answers, SpeculativeDecoder
+from massv_jax.speculative.decoder import (
+    PROMPT_LENGTHS,
+    Answers,
+    RequestError,
+    SpeculativeDecoder,
+)
 from massv_jax.speculative.drafters import LookupDrafter
-
-
-class JobError(ValueError):
-    """The job's files are not what they should be."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateJob:
-    """What to answer, and where answers go.
-
-    Attributes:
-      input: JSONL.
-      output: JSONL; what is there already is kept and not done again. Beside it
-        `<output>.windows.jsonl` gets, for each batch, ids, seconds and the windows that were
-        chosen.
-      image_root: images are relative to it; the input's folder if None.
-      batch_size: rows of a call; the last one is filled up.
-      options: of `SpeculativeDecoder.generate`.
-      limits: what an acceptable image is.
-      process_index, process_count: this process's share.
-    """
-
-    input: pathlib.Path
-    output: pathlib.Path
-    image_root: pathlib.Path | None = None
-    batch_size: int = 1
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    limits: ImageLimits = ImageLimits()
-    process_index: int = 0
-    process_count: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    id: str
-    prompt: Any
-    images: list[Any]
+from massv_jax.speculative.options import MAX_GAMMA, DecodeOptions
+from massv_jax.windows_log import LoggedWindows, window_line
 
 
 def open_drafter_named(
@@ -117,6 +102,7 @@ def generate_answers(decoder: SpeculativeDecoder, job: GenerateJob) -> Statistic
     rows = list(read_rows(job))[job.process_index :: job.process_count]
     output = shard_path(job.output, job.process_index, job.process_count)
     output.parent.mkdir(parents=True, exist_ok=True)
+    check_settings(job.output, job_settings(decoder, job))
     done = read_done(output)
     todo = [row for row in rows if row.id not in done]
     had = f", {len(rows) - len(todo)} of them are in {output} already" if done else ""
@@ -124,19 +110,16 @@ def generate_answers(decoder: SpeculativeDecoder, job: GenerateJob) -> Statistic
     parts, began, count, shown = [], time.perf_counter(), 0, 0.0
     windows = output.with_name(output.name + ".windows.jsonl")
     with output.open("a", encoding="utf-8") as out, windows.open("a", encoding="utf-8") as log:
-        for first in range(0, len(todo), job.batch_size):
-            batch = todo[first : first + job.batch_size]
+        for batch, options in _batches(todo, job):
             start = time.perf_counter()
-            records, answers = _answer(decoder, job, batch)
+            records, answers = _answer(decoder, job, batch, options)
             out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
             out.flush()  # what was computed survives a kill
             count += len(batch)
             if answers is not None:
                 parts.append(answers.statistics)
-                line = {"ids": [r["id"] for r in records if "error" not in r],
-                        "seconds": round(time.perf_counter() - start, 4),
-                        "windows": answers.choices}  # fmt: skip
-                log.write(json.dumps(line) + "\n")
+                ids = [r["id"] for r in records if "error" not in r]
+                log.write(window_line(ids, time.perf_counter() - start, answers))
                 log.flush()
             now = time.perf_counter() - began
             if now - shown > 10 or count == len(todo):
@@ -147,8 +130,39 @@ def generate_answers(decoder: SpeculativeDecoder, job: GenerateJob) -> Statistic
     return Statistics.concatenate(parts) if parts else None
 
 
+def _batches(todo: Sequence[Row], job: GenerateJob) -> Iterator[tuple[Sequence[Row], Any]]:
+    """Rows of one call, and its options: None where a log of windows has none for them."""
+    gamma = job.options.get("gamma")
+    if isinstance(gamma, LoggedWindows):
+        for batch, replay in gamma.split(todo, job.batch_size):
+            yield batch, replay and {**job.options, "gamma": replay}
+        return
+    for first in range(0, len(todo), job.batch_size):
+        yield todo[first : first + job.batch_size], job.options
+
+
+def job_settings(decoder: SpeculativeDecoder, job: GenerateJob) -> dict[str, Any]:
+    """What answers and their counts follow from, beside the prompt; as JSON."""
+    target, drafter = decoder.target, decoder.drafter
+    directory = target.directory
+    weights = tree_hash(target.params) if directory is None else weight_hashes(directory)[0]
+    leaves = jax.tree.leaves(target.params)
+    drafts = None if drafter is None else f"{type(drafter).__name__} {tree_hash(drafter.params)}"
+    gamma = job.options.get("gamma")
+    return {
+        "target": weights,
+        "dtype": str(leaves[0].dtype) if leaves else "",
+        "drafter": drafts,
+        "accept": decoder.accept,
+        "min_confidence": decoder.min_confidence,
+        **pixels_of(target),
+        **job.options,
+        "gamma": gamma if isinstance(gamma, int) else type(gamma).__name__,
+    }
+
+
 def _answer(
-    decoder: SpeculativeDecoder, job: GenerateJob, batch: Sequence[_Row]
+    decoder: SpeculativeDecoder, job: GenerateJob, batch: Sequence[Row], options: Any
 ) -> tuple[list[dict[str, Any]], Answers | None]:
     """Records in the rows' order, and the answers of those that could be answered."""
     errors: dict[str, str] = {}
@@ -159,12 +173,17 @@ def _answer(
         except BadImage as error:
             errors[row.id] = f"image: {error.reason}"
 
-    def generate(rows: Sequence[_Row]) -> Answers | None:
+    def generate(rows: Sequence[Row]) -> Answers | None:
         if not rows:
             return None
+        if options is None:
+            raise JobError(
+                f"{[row.id for row in rows]} are not in the log of windows, which is of another "
+                "job, or they failed in it: answer them without --replay"
+            )
         return decoder.generate(
             [images[row.id] for row in rows], [row.prompt for row in rows],
-            row_seeds=[row_seed(row.id) for row in rows], **job.options,
+            row_seeds=[row_seed(row.id) for row in rows], **options,
         )  # fmt: skip
 
     good = [row for row in batch if row.id not in errors]
@@ -206,70 +225,26 @@ def row_seed(row_id: str) -> int:
     return zlib.crc32(row_id.encode())
 
 
-def read_rows(job: GenerateJob) -> Iterator[_Row]:
-    """The input's rows, paths of images made absolute.
+def change_decoding(decoding: DecodingConfig, **changes: Any) -> DecodingConfig:
+    """Other values for some settings, checked before anything is loaded.
 
     Raises:
-      JobError: a line is no prompt, or two have one id.
+      RequestError: one is out of range.
     """
-    root = job.input.parent if job.image_root is None else job.image_root
-    seen: set[str] = set()
-    if not job.input.is_file():
-        raise JobError(f"{job.input} is missing; give a JSONL file of prompts as --input")
-    with job.input.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{job.input}:{number}"
-            record = _parse(line, where)
-            row_id = str(record.get("id", number))
-            if row_id in seen:
-                raise JobError(f"{where}: id {row_id!r} was there before; ids must differ")
-            seen.add(row_id)
-            prompt = record.get("messages", record.get("prompt"))
-            if not isinstance(prompt, str | list):
-                raise JobError(f'{where}: needs "prompt", a text, or "messages", a list')
-            images = record.get("images", record.get("image"))
-            images = [] if images is None else images if isinstance(images, list) else [images]
-            yield _Row(row_id, prompt, [str(root / image) for image in images])
-
-
-def _parse(line: str, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        made = dataclasses.replace(decoding, **changes)
+        rule = SamplingRule(temperature=made.temperature, top_k=made.top_k, top_p=made.top_p)
+        DecodeOptions(
+            max_new_tokens=made.max_new_tokens, max_gamma=made.gamma, vocab_size=1, rule=rule,
+            accept=made.accept, min_confidence=made.min_confidence,
+        )  # fmt: skip
     except ValueError as error:
-        raise JobError(f"{where} is not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise JobError(f"{where} is no JSON object")
-    return record
-
-
-def read_done(output: pathlib.Path) -> set[str]:
-    """Ids in an output; a last line that was cut off by a kill is removed.
-
-    Raises:
-      JobError: the file holds something else.
-    """
-    if not output.is_file():
-        return set()
-    text = output.read_text(encoding="utf-8")
-    whole, _, rest = text.rpartition("\n")
-    if rest:
-        output.write_text(whole + "\n" if whole else "", encoding="utf-8")
-    done = set()
-    for number, line in enumerate(whole.splitlines(), start=1):
-        record = _parse(line, f"{output}:{number}")
-        if "id" not in record or not ("text" in record or "error" in record):
-            raise JobError(f"{output}:{number} is no answer; name another file for --output")
-        done.add(str(record["id"]))
-    return done
-
-
-def shard_path(output: pathlib.Path, index: int, count: int) -> pathlib.Path:
-    """The file of one process; the output itself if there is one."""
-    if count == 1:
-        return output
-    return output.with_name(f"{output.stem}-{index:05d}-of-{count:05d}{output.suffix}")
+        raise RequestError(str(error)) from error
+    if made.gamma < 1:
+        raise RequestError(f"gamma is {made.gamma}; it must be from 1 to {MAX_GAMMA}")
+    if made.batch_size < 1:
+        raise RequestError(f"batch_size is {made.batch_size}; it must be at least 1")
+    return made
 
 
 def make_decoder(
@@ -280,6 +255,7 @@ def make_decoder(
     accept: Any = "rejection",
     min_confidence: float = 0.0,
     prompt_lengths: Sequence[int] | None = None,
+    limits: Mapping[str, int] | None = None,
     mesh: Any = None,
     **options: Any,
 ) -> SpeculativeDecoder:
@@ -292,10 +268,12 @@ def make_decoder(
       accept: see `DecodeOptions`.
       min_confidence: see `DecodeOptions`.
       prompt_lengths: see `SpeculativeDecoder`; its own by default.
+      limits: of images, in the place of those of the target's processor (massv_jax.pixels).
       mesh: of several devices, for both networks (massv_jax.placing).
       **options: of `load_target`.
     """
     target: Target = load_target(target_dir, **options, **target_options(target_dir, mesh))
+    target = limit_pixels(target, limits or {})
     if mesh is not None:
         options = {**options, "mesh": mesh}
     made = open_drafter_named(

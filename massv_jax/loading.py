@@ -41,6 +41,7 @@ from massv_jax.drafter_config import (
     PrefixConfig,
     TargetConfig,
 )
+from massv_jax.pixels import pixels_of
 from massv_jax.projector import copy_merger, init_projector
 
 CONFIG_FILE = "massv_config.json"
@@ -149,6 +150,7 @@ def make_drafter(
     dtype: Any = None,
     mesh: Any = None,
     loaded: Target | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> DrafterParts:
     """A fresh drafter for a target, from a small language model of its tokenizer's family.
 
@@ -162,7 +164,9 @@ def make_drafter(
       execution: backends and rematerialisation.
       dtype: of the language model; as stored if None. The projector is float32.
       mesh: where the language model is placed.
-      loaded: the target, where it is loaded already: what is the target's own is not loaded again.
+      loaded: the target, where it is loaded already: what is the target's own is not loaded again,
+        and its limits of images count.
+      limits: of images, where they are not those of the target's processor (massv_jax.pixels).
 
     Raises:
       BindingError: the language model has another tokenizer.
@@ -182,7 +186,8 @@ def make_drafter(
     if config.kind == "mlp":
         params[TARGET_MERGER] = shared_merger(target_dir, loaded, dtype=dtype, mesh=mesh)
     drafter = Drafter(config, Execution() if execution is None else execution)
-    return DrafterParts(drafter, params, bind(target_dir, tokenizer), lm_dir)
+    limits = limits if loaded is None else pixels_of(loaded)
+    return DrafterParts(drafter, params, bind(target_dir, tokenizer, limits), lm_dir)
 
 
 def check_pair(config: DrafterConfig, target_dir: pathlib.Path, lm_dir: pathlib.Path) -> Any:
@@ -263,6 +268,7 @@ def load_drafter(
     dtype: Any = None,
     mesh: Any = None,
     loaded: Target | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> DrafterParts:
     """Reads a drafter directory, or an exported stock one.
 
@@ -272,7 +278,9 @@ def load_drafter(
       execution: backends and rematerialisation.
       dtype: of the parameters; as stored if None.
       mesh: where parameters are placed.
-      loaded: the target, where it is loaded already: what is the target's own is not loaded again.
+      loaded: the target, where it is loaded already: what is the target's own is not loaded again,
+        and its limits of images count.
+      limits: of images, where they are not those of the target's processor (massv_jax.pixels).
 
     Raises:
       FileNotFoundError: it is no drafter directory.
@@ -280,7 +288,8 @@ def load_drafter(
     """
     path, target_dir = pathlib.Path(path), pathlib.Path(target_dir)
     content = read_config(path)
-    found = bind(target_dir, target_tokenizer(target_dir))
+    limits = limits if loaded is None else pixels_of(loaded)
+    found = bind(target_dir, target_tokenizer(target_dir), limits)
     binding = Binding(**content["target"])
     binding.check(found, where=str(path))
     stock = content["stock"]

@@ -22,7 +22,7 @@ from core_jax.decode.sampling import SamplingRule
 from core_jax.models.auto import model_shardings
 from core_jax.models.gemma3 import Gemma3Config
 from core_jax.models.presets import abstract_model, find_config
-from core_jax.models.qwen2_5_vl.packing import WINDOW_BUCKETS, ImageBatch, num_windows
+from core_jax.models.qwen2_5_vl.packing import ImageBatch, num_windows, row_windows
 from core_jax.partition import cast_floating
 from core_jax.sharding import DEFAULT_RULES, abstract_like
 from massv_jax.drafter import LANGUAGE_MODEL, PROJECTOR, Drafter
@@ -191,7 +191,7 @@ def _packed(experiment: Experiment, config: DrafterConfig, rows: int) -> ImageBa
     pixels = experiment.data.max_pixels or 1280 * merged**2  # as released processors have it
     side = math.isqrt(pixels) // merged * vision.spatial_merge_size
     need = num_windows((1, side, side), vision)
-    windows = next(n for n in WINDOW_BUCKETS if n >= need)
+    windows = next(n for n in row_windows() if n >= need)
     slots = windows * vision.window_patches
     return ImageBatch(
         patches=jax.ShapeDtypeStruct((rows, slots, vision.patch_values), jnp.float32),

@@ -10,14 +10,14 @@ import jax
 from core_jax.config import ConfigError
 from core_jax.data.gemma3_processor import Gemma3Processor
 from core_jax.data.llava_exclude import read_exclusions, without_images
-from core_jax.data.pipeline import make_batches
+from core_jax.data.pipeline import BatchIterator, make_batches
 from core_jax.data.qwen2_5_vl_processor import Qwen2_5_VLProcessor
 from core_jax.data.sources import Source, open_source
 from core_jax.models import load_model
 from core_jax.models.gemma3 import Gemma3Config
 from core_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from core_jax.partition import cast_floating, split
-from core_jax.sharding import make_mesh
+from core_jax.sharding import check_batch, make_mesh
 from core_jax.train.loop import LoopConfig, TrainResult, run_training
 from core_jax.train.placement import PlacedStep, place_step
 from core_jax.train.run_record import RunRecord, decide_start
@@ -25,12 +25,12 @@ from core_jax.train.state import TrainState
 from core_jax.train.workdir import save_experiment
 from massv_jax import phase1, phase2
 from massv_jax.answers import AnswerSource
-from massv_jax.batches import RowMaker, check_supervision, policy_of
+from massv_jax.batches import RowLog, RowMaker, check_supervision, policy_of
 from massv_jax.binding import Binding, weight_hashes
 from massv_jax.experiment import Experiment
 from massv_jax.loading import TARGET_MERGER, DrafterParts, load_tower, prefix_target
 from massv_jax.phase2 import TARGET, TOWER, Teacher
-from massv_jax.workdir import assemble
+from massv_jax.workdir import TARGET_BINDING, assemble
 
 
 def trainable_patterns(experiment: Experiment, kind: str) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def load_frontend(experiment: Experiment, target_config: Any) -> Any:
 
 def training_batches(
     experiment: Experiment, source: Source, rows: RowMaker, start_step: int
-) -> Iterator[Mapping[str, Any]]:
+) -> BatchIterator:
     """Host batches from a step on."""
     return make_batches(
         source,
@@ -132,6 +132,7 @@ class Job:
 def build_job(experiment: Experiment) -> Job:
     """Loads the networks, splits them, and places everything on the config's mesh."""
     mesh = make_mesh(experiment.run.mesh)
+    check_batch(experiment.data.batch_size, mesh)
     parts = assemble(experiment, mesh=mesh)
     config = parts.drafter.config
     trainable, frozen = split(parts.params, trainable_patterns(experiment, config.kind))
@@ -232,6 +233,7 @@ def make_record(experiment: Experiment, binding: Binding) -> RunRecord:
         },
         init_from=experiment.run.init_from or None,
         config=config,
+        extra={TARGET_BINDING: dataclasses.asdict(binding)},
     )
 
 
@@ -261,13 +263,6 @@ def train(
         print(_first_example(source, rows), flush=True)
     run = experiment.run
 
-    def batches(start: int) -> Iterator[Mapping[str, Any]]:
-        iterator = training_batches(experiment, source, rows, start)
-        first = next(iterator)
-        check_supervision(first, rows.log)
-        yield first
-        yield from iterator
-
     result = run_training(
         LoopConfig(
             total_steps=run.steps, log_every=run.log_every, save_every=run.save_every,
@@ -276,7 +271,9 @@ def train(
         state=job.state,
         step_fn=job.step_fn,
         frozen=job.frozen,
-        make_batches=batches,
+        make_batches=lambda start: _CheckedBatches(
+            training_batches(experiment, source, rows, start), rows.log
+        ),
         workdir=str(workdir),
         record=record,
         batch_sharding=job.sharding,
@@ -284,6 +281,26 @@ def train(
     if rows.log.faults or rows.log.refused:
         print(f"mended: {dict(rows.log.faults)}; refused: {dict(rows.log.refused)}", flush=True)
     return result
+
+
+class _CheckedBatches(Iterator[Mapping[str, Any]]):
+    """Batches, of which the first must have something that is learned.
+
+    Attributes:
+      bad: the examples that were skipped.
+    """
+
+    def __init__(self, batches: BatchIterator, log: RowLog):
+        self._batches, self._log = batches, log
+        self.bad = batches.bad
+        self._checked = False
+
+    def __next__(self) -> Mapping[str, Any]:
+        batch = next(self._batches)
+        if not self._checked:
+            check_supervision(batch, self._log)
+            self._checked = True
+        return batch
 
 
 def _first_example(source: Source, rows: RowMaker) -> str:

@@ -12,13 +12,18 @@ from core_jax.config import to_dataclass
 from core_jax.decode.target import Target
 from core_jax.partition import flatten, unflatten
 from core_jax.train.checkpoint import load_params
+from core_jax.train.run_record import FILE_NAME as RECORD_FILE
 from core_jax.train.run_record import has_checkpoint
 from core_jax.train.workdir import (
     EXPERIMENT_FILE,
     WorkdirError,
 )
+from massv_jax.binding import Binding
 from massv_jax.experiment import Experiment
 from massv_jax.loading import DrafterParts, is_drafter, load_drafter, make_drafter
+from massv_jax.pixels import pixel_limits
+
+TARGET_BINDING = "target"  # in a run record's `extra`
 
 
 def load_experiment(workdir: pathlib.Path) -> Experiment:
@@ -50,18 +55,21 @@ def assemble(
       BindingError: it was made for another target.
     """
     model, run = experiment.model, experiment.run
+    limits = pixel_limits(experiment.data)
     if run.init_from and is_drafter(run.init_from):
         parts = load_drafter(
-            run.init_from, model.target, execution=model.execution, mesh=mesh, loaded=loaded
-        )
+            run.init_from, model.target, execution=model.execution, mesh=mesh, loaded=loaded,
+            limits=limits,
+        )  # fmt: skip
         _check_kind(parts, experiment, run.init_from)
         return parts
     parts = make_drafter(
         model.target, model.language_model, kind=None if model.kind == "auto" else model.kind,
         pooling=model.pooling, seed=run.seed, init_from_target=model.init_from_target,
-        execution=model.execution, mesh=mesh, loaded=loaded,
+        execution=model.execution, mesh=mesh, loaded=loaded, limits=limits,
     )  # fmt: skip
     if run.init_from:
+        check_target(pathlib.Path(run.init_from), parts.binding)
         return overlay(parts, trained_params(pathlib.Path(run.init_from)), where=run.init_from)
     return parts
 
@@ -93,7 +101,25 @@ def open_drafter(
         model = dataclasses.replace(experiment.model, execution=options["execution"])
         experiment = dataclasses.replace(experiment, model=model)
     parts = assemble(experiment, mesh=options.get("mesh"), loaded=options.get("loaded"))
+    check_target(path, parts.binding)
     return overlay(parts, own_params(path, experiment), where=str(path))
+
+
+def check_target(workdir: pathlib.Path, found: Binding) -> None:
+    """Compares the target at hand with the one that a run was trained for (run.json).
+
+    Raises:
+      WorkdirError: nothing was trained yet.
+      BindingError: it is another one; everything that differs is named.
+    """
+    file = workdir / RECORD_FILE
+    if not has_checkpoint(str(workdir)) or not file.is_file():
+        raise WorkdirError(f"{workdir} has no checkpoint yet; train it first, or name another run")
+    record = json.loads(file.read_text())
+    # A run of an earlier release has the hash of the weights alone.
+    weights = {"weights": record.get("frozen_hashes", {}).get("target")}
+    made_for = record.get("extra", {}).get(TARGET_BINDING, weights)
+    dataclasses.replace(found, **made_for).check(found, where=str(workdir))
 
 
 def own_params(workdir: pathlib.Path, experiment: Experiment) -> dict[str, Any]:

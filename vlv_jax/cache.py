@@ -42,9 +42,11 @@ from vlv_jax.feature_cache import (
     FORMAT,
     MANIFEST,
     CacheError,
+    FeatureCache,
     Layout,
     differences,
     read_manifest,
+    repeated_id,
     settings_of,
     shard_names,
     shard_problem,
@@ -165,7 +167,8 @@ def build_cache(
       at: told where the job is (`Watchdog.at`).
 
     Raises:
-      CacheError: random crops, or the folder holds a cache of something else.
+      CacheError: random crops, two examples of one id, or the folder holds a cache of something
+        else.
       TooManyBadExamples: past `data.max_bad_fraction`.
     """
     data = _checked(experiment.data, out)
@@ -209,7 +212,10 @@ def build_cache(
         if log.met:
             reasons = ", ".join(f"{reason} {n}" for reason, n in log.counts.most_common())
             print(f"{log.met} images cannot be used: {reasons}", flush=True)
-    return sum(bool(shard_problem(out, shard, count)) for shard in range(count))
+    missing = sum(bool(shard_problem(out, shard, count)) for shard in range(count))
+    if not missing:
+        FeatureCache(out)  # says what no shard sees alone: an id that two of them have
+    return missing
 
 
 def _is_todo(out: pathlib.Path, shard: int, count: int) -> bool:
@@ -289,15 +295,23 @@ def _write_shard(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     bad: dict[str, str] = {}
+    met: set[str] = set()
     ids: list[str] = []
+
+    def check_id(row: _Loaded) -> None:
+        if row.id in met:
+            raise repeated_id(out, row.id)
+        met.add(row.id)
 
     def usable() -> Iterator[_Loaded]:
         for row in rows:
             if isinstance(row.views, Reason):
                 progress.add(1)
                 if row.id:
+                    check_id(row)
                     bad[row.id] = str(row.views)
             else:
+                check_id(row)
                 yield row
 
     for name in files:  # of a process that was killed; nobody else writes this shard

@@ -10,7 +10,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from core_jax.data.sources import SourceError
-from core_jax.files import write_whole
+from core_jax.files import move_whole, write_whole
+from core_jax.resumed_output import (
+    changed_settings,
+    read_settings,
+    settings_file,
+    shard_path,
+    write_settings,
+)
 
 
 def read_records(path: pathlib.Path, *, repair: bool = False) -> dict[str, dict[str, Any]]:
@@ -75,36 +82,23 @@ def check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """
     for file in _all_files(output):
         old = _noted_settings(file)
-        wrong = [
-            f"{name} was {old.get(name)!r:.20}, is {value!r:.20}"
-            for name, value in settings.items()
-            if old is not None and old.get(name) != value
-        ]
-        if wrong:
+        if old is not None and (changed := changed_settings(old, settings)):
             raise SourceError(
-                f"{file} was begun with other settings: {'; '.join(wrong)}. Go on with those, "
-                "name another --output, or make all captions anew by --overwrite=replace"
+                f"{file} was begun with other settings: {changed}. Go on with those, name another "
+                "--output, or make all captions anew by --overwrite=replace"
             )
 
 
-def note_settings(file: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Notes what a file's captions are made with in `<file>.settings.json`."""
-    write_whole(_settings_path(file), json.dumps(dict(settings), indent=1) + "\n")
-
-
-def _settings_path(file: pathlib.Path) -> pathlib.Path:
-    return file.with_name(f"{file.name}.settings.json")
-
-
 def _noted_settings(file: pathlib.Path) -> dict[str, Any] | None:
-    """What `note_settings` noted beside a file; None where there is no note."""
-    note = _settings_path(file)
+    """What is noted beside a file of captions; None where there is no note.
+
+    Raises:
+      SourceError: the note is damaged.
+    """
     try:
-        return json.loads(note.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+        return read_settings(file)
     except ValueError:
-        raise SourceError(f"{note} is damaged; name another --output") from None
+        raise SourceError(f"{settings_file(file)} is damaged; name another --output") from None
 
 
 def partial_path(file: pathlib.Path, fingerprint: str) -> pathlib.Path:
@@ -123,9 +117,9 @@ def finish_replacement(
     """
     files = [shard_path(output, i, count) for i in range(count)]
     partial = partial_path(files[index], fingerprint)
-    note_settings(partial, settings)
-    os.replace(partial, files[index])
-    _move(_settings_path(partial), _settings_path(files[index]))
+    write_settings(partial, settings)
+    move_whole(partial, files[index])
+    _move(settings_file(partial), settings_file(files[index]))
     if any(
         _noted_settings(file) != settings or partial_path(file, fingerprint).exists()
         for file in files
@@ -133,7 +127,7 @@ def finish_replacement(
         return
     for file in set(_all_files(output)) - set(files):
         file.unlink(missing_ok=True)
-        _settings_path(file).unlink(missing_ok=True)
+        settings_file(file).unlink(missing_ok=True)
 
 
 def recover_replacements(output: pathlib.Path) -> None:
@@ -142,19 +136,12 @@ def recover_replacements(output: pathlib.Path) -> None:
         partial = note.with_name(note.name.removesuffix(".settings.json"))
         if not partial.exists():
             file = note.with_name(partial.name.rsplit(".", 2)[0])
-            _move(note, _settings_path(file))
+            _move(note, settings_file(file))
 
 
 def _move(source: pathlib.Path, target: pathlib.Path) -> None:
     with contextlib.suppress(FileNotFoundError):  # another process recovered it
         os.replace(source, target)
-
-
-def shard_path(output: pathlib.Path, index: int, count: int) -> pathlib.Path:
-    """Where one of `count` processes writes: the output itself, or a numbered file beside it."""
-    if count == 1:
-        return output
-    return output.with_name(f"{output.stem}-{index:05d}-of-{count:05d}{output.suffix}")
 
 
 def _all_files(output: pathlib.Path) -> list[pathlib.Path]:

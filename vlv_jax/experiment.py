@@ -3,6 +3,13 @@
 import dataclasses
 from typing import Literal
 
+from core_jax.config_checks import (
+    at_least,
+    check_drawing,
+    check_micro_batches,
+    check_run,
+    is_fraction,
+)
 from core_jax.data.images import ImageLimits
 from core_jax.data.sources import SourceSpec
 from core_jax.ops.execution import Execution
@@ -40,6 +47,9 @@ class ModelConfig:
     vae_dtype: Dtype = "float32"
     execution: Execution = Execution()
 
+    def __post_init__(self):
+        at_least("model", self, num_queries=1)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -73,6 +83,8 @@ class DataConfig:
     num_threads: int = 8
 
     def __post_init__(self):
+        at_least("data", self, batch_size=1, image_size=1, max_tokens=1, num_threads=0)
+        is_fraction("data", self, "max_bad_fraction")
         if self.cache and (self.crop == "random" or self.native_crops):
             raise ValueError(
                 "data.cache holds one fixed crop of every image; it cannot be combined with "
@@ -109,6 +121,10 @@ class RunConfig:
     init_from: str = ""
     hang_seconds: float = 1800.0
 
+    def __post_init__(self):
+        check_run(self)
+        at_least("run", self, sample_every=0)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -140,13 +156,23 @@ class SamplingConfig:
     seed: int = 42
     num_samples: int = 8
 
+    def __post_init__(self):
+        counts = ("num_steps", "num_beams", "max_new_tokens", "batch_size", "num_samples")
+        at_least("sampling", self, **dict.fromkeys(counts, 1))
+        check_drawing("sampling", self)
+        if self.num_beams > 1 and self.temperature > 0:
+            raise ValueError(
+                f"sampling.num_beams {self.num_beams} and sampling.temperature {self.temperature} "
+                "exclude each other: set num_beams=1 to sample, or temperature=0 to search"
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """What `evaluate` measures.
 
     Attributes:
-      source: held-out examples.
+      source: held-out examples; unset in the full-size configs, since nobody but the user has them.
       num_captions: images captioned and scored.
       num_redrawn: images redrawn.
       num_denoising: images of the denoising comparison; 0 leaves it out.
@@ -157,7 +183,7 @@ class EvaluationConfig:
       seed: of timesteps, noise and bootstrap.
     """
 
-    source: SourceSpec
+    source: SourceSpec = SourceSpec()
     num_captions: int = 500
     num_redrawn: int = 48
     num_denoising: int = 0
@@ -166,6 +192,17 @@ class EvaluationConfig:
     reference_key: str = ""
     bootstrap_samples: int = 1000
     seed: int = 0
+
+    def __post_init__(self):
+        at_least(
+            "evaluation", self, num_captions=0, num_redrawn=0, num_denoising=0,
+            timesteps_per_image=1, bootstrap_samples=1,
+        )  # fmt: skip
+
+    @property
+    def has_source(self) -> bool:
+        """Whether the held-out examples are named."""
+        return self.source.path is not None or self.source.name is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,11 +228,8 @@ class Experiment:
     def __post_init__(self):
         if self.stage == 2 and not self.model.language_model:
             raise ValueError("stage 2 needs model.language_model")
-        if self.data.batch_size % self.run.grad_accum:
-            raise ValueError(
-                f"data.batch_size {self.data.batch_size} does not divide into "
-                f"run.grad_accum {self.run.grad_accum} micro-batches"
-            )
+        self.optimizer.check_length(self.run.steps)
+        check_micro_batches(self.data, self.run)
         joint, every = self.captioning.reconstruction_weight, self.captioning.reconstruction_every
         if joint and (self.data.batch_size // self.run.grad_accum) % every:
             raise ValueError(

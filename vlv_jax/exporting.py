@@ -144,6 +144,7 @@ def export_config(model: Exportable) -> dict[str, Any]:
             "resample": data.resample,
             "native_crops": data.native_crops,
         },
+        "limits": dataclasses.asdict(data.limits),
         "sampling": dataclasses.asdict(model.experiment.sampling),
     }
 

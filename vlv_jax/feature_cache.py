@@ -23,10 +23,13 @@ from core_jax.data.images import BadImage, Reason
 from core_jax.data.pipeline import WithoutImage, make_batches
 from core_jax.data.processors import ImageProcessor
 from core_jax.data.sources import Example, SourceError, open_source
+from core_jax.models import load_model
+from core_jax.partition import flatten
 from vlv_jax.batches import caption_row, policy_of, sample_index
 from vlv_jax.experiment import Experiment
 from vlv_jax.loading import Pieces
-from vlv_jax.workdir import EXPERIMENT_FILE, load_experiment, weights_hash
+from vlv_jax.networks import FLORENCE2
+from vlv_jax.workdir import EXPERIMENT_FILE, is_export, load_experiment, weights_hash
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -187,7 +190,7 @@ class FeatureCache:
       path: the folder.
 
     Raises:
-      CacheError: no cache, or one that is not whole yet.
+      CacheError: no cache, one that is not whole yet, or one in which an id stands twice.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -209,16 +212,26 @@ class FeatureCache:
             )
         lists = [json.loads((self.path / listing).read_text("utf-8")) for _, listing in names]
         self._bad = {key: reason for entry in lists for key, reason in entry["bad"].items()}
-        keys = [_key(example_id) for entry in lists for example_id in entry["ids"]]
+        ids = [example_id for entry in lists for example_id in entry["ids"]]
+        keys = [_key(example_id) for example_id in ids]
         # Two arrays of 8 bytes a record: a dictionary of 40 million ids would need gigabytes.
         order = np.argsort(np.array(keys, np.uint64), kind="stable")
         self._keys, self._positions = np.array(keys, np.uint64)[order], order
+        self._check_unique(ids)
         sizes = [(name, len(entry["ids"])) for (name, _), entry in zip(names, lists, strict=True)]
         self._records = ArrayRecordDataSource(
             [str(self.path / name) for name, size in sizes if size] or [""]
         ) if keys else ()  # fmt: skip
         if len(self._records) != len(keys):
             raise CacheError(f"{self.path}: the shards do not hold what their lists say")
+
+    def _check_unique(self, ids: Sequence[str]) -> None:
+        same = np.flatnonzero(self._keys[1:] == self._keys[:-1])
+        pairs = ((ids[self._positions[i]], ids[self._positions[i + 1]]) for i in same)
+        twice = [first for first, second in pairs if first == second]
+        twice += [example_id for example_id in ids if example_id in self._bad] if self._bad else []
+        if twice:
+            raise repeated_id(self.path, twice[0])
 
     def __len__(self) -> int:
         return len(self._records)
@@ -259,9 +272,18 @@ class FeatureCache:
         trained = trained_towers(experiment, self.manifest["frozen"])
         if trained:
             raise CacheError(
-                "cached features need frozen towers, but `trainable` names "
-                f"{', '.join(trained[:3])}; train without data.cache"
+                "cached features need frozen towers, but `trainable` of this run, or a run or "
+                f"export before it, changes {', '.join(trained[:3])}; train without data.cache"
             )
+
+
+def repeated_id(path: pathlib.Path, example_id: str) -> CacheError:
+    """The exception to raise where two examples of a source have one id."""
+    return CacheError(
+        f"{path}: two examples of the source have the id {example_id!r}, so that one would get the "
+        "features of the other. Give each an id of its own (python -m core_jax.data.check lists "
+        "those that repeat), and write another cache"
+    )
 
 
 def _key(example_id: str) -> int:
@@ -274,9 +296,29 @@ def trained_towers(experiment: Experiment, frozen: Sequence[str]) -> list[str]:
     patterns = experiment.trainable
     found = [name for name in frozen if any(re.fullmatch(p, name) for p in patterns)]
     before = pathlib.Path(experiment.run.init_from) if experiment.run.init_from else None
-    if before is not None and (before / EXPERIMENT_FILE).is_file():
-        found += trained_towers(load_experiment(before), frozen)
+    if before is None:
+        return found
+    if is_export(before):
+        return found + _changed_in_export(before, experiment, frozen)
+    if (before / EXPERIMENT_FILE).is_file():
+        earlier = dataclasses.replace(load_experiment(before), model=experiment.model)
+        found += trained_towers(earlier, frozen)
     return found
+
+
+def _changed_in_export(
+    export: pathlib.Path, experiment: Experiment, frozen: Sequence[str]
+) -> list[str]:
+    """Which of Florence-2's are not the hub's, as they are held. The VAE is always the hub's."""
+    folders = (export / "florence2", pathlib.Path(experiment.model.florence2))
+    there, here = (flatten(load_model(f, only=(r"(?!language_model/).*",))[1]) for f in folders)
+    dtype = jnp.dtype(experiment.model.frozen_dtype)
+    return [
+        name
+        for name in frozen
+        if (own := name.removeprefix(f"{FLORENCE2}/")) != name
+        and not np.array_equal(there[own].astype(dtype), here[own].astype(dtype))
+    ]
 
 
 def cached_batches(

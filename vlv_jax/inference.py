@@ -5,7 +5,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from core_jax.config import to_dataclass
-from core_jax.data.images import ImageLimits, decode_image
+from core_jax.data.images import ImageLimits, decode_image, upright_rgb
 from vlv_jax.batches import ImageViews, views_of
 from vlv_jax.captioning import decode_texts, generate_captions, prefix_of_images
 from vlv_jax.encoding import caption_embeddings, context_of_text, image_features
@@ -68,7 +68,8 @@ class _Loaded:
 
         Args:
           path: the directory.
-          experiment: overrides the working directory's own config.
+          experiment: overrides the working directory's own config; of an export its sampling,
+            precision, execution and limits of images.
           **options: of `assemble` or `load_networks`: which networks are needed.
 
         Raises:
@@ -76,7 +77,7 @@ class _Loaded:
         """
         path = pathlib.Path(path)
         if is_export(path):
-            return cls._from_export(path, **options)
+            return cls._from_export(path, experiment, **options)
         if not path.is_dir():
             raise WorkdirError(f"{path} is not a directory")
         experiment = experiment or load_experiment(path)
@@ -90,15 +91,27 @@ class _Loaded:
         )  # fmt: skip
 
     @classmethod
-    def _from_export(cls, path: pathlib.Path, **options):
+    def _from_export(cls, path: pathlib.Path, experiment: Experiment | None, **options):
         content = json.loads((path / EXPORT_FILE).read_text())
-        model = exported_model(path)
+        model = exported_model(path, experiment.model if experiment else None)
         networks, params, pieces = load_networks(model, **options)
         added = {n: t for n, t in added_params(path).items() if n in params}
         params = cast_frozen(overlay(params, added, where=str(path)), model)
         views = ImageViews(pieces.processor, **content["views"])
-        sampling = to_dataclass(SamplingConfig, content["sampling"], path="sampling")
-        return cls(networks, params, pieces, views, sampling, ImageLimits())
+        if experiment:
+            sampling, limits = experiment.sampling, experiment.data.limits
+        else:
+            sampling = to_dataclass(SamplingConfig, content["sampling"], path="sampling")
+            limits = to_dataclass(ImageLimits, content.get("limits", {}), path="limits")
+        return cls(networks, params, pieces, views, sampling, limits)
+
+    def with_sampling(self, **changes: Any) -> Self:
+        """The same networks, used in another way.
+
+        Args:
+          **changes: fields of `SamplingConfig`.
+        """
+        return dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, **changes))
 
     def _views(self, images: Sequence[ImageLike]) -> dict[str, np.ndarray]:
         rows = [self.views(_open(image, self.limits)) for image in images]
@@ -119,11 +132,11 @@ class _Loaded:
 
 def _open(image: ImageLike, limits: ImageLimits) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return upright_rgb(image, limits)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(f"arrays must be uint8 [H, W, 3], not {image.dtype} {image.shape}")
-        return Image.fromarray(image)
+        return upright_rgb(Image.fromarray(image), limits)
     return decode_image(pathlib.Path(image) if isinstance(image, str) else image, limits)
 
 
@@ -154,11 +167,12 @@ class Captioner(_Loaded):
         Raises:
           BadImage: an image cannot be used.
         """
+        if changes:
+            return self.with_sampling(**changes).caption(images, seed=seed)
         out: list[Caption] = []
         for start, stop in self._batches(len(images)):
             views = self._views(images[start:stop])["florence_image"]
-            rows = np.arange(start, stop)
-            out += self.caption_views(views, rows=rows, seed=seed, **changes)
+            out += self.caption_views(views, rows=np.arange(start, stop), seed=seed)
         return out
 
     def caption_views(
@@ -177,8 +191,9 @@ class Captioner(_Loaded):
           seed: of sampling.
           **changes: as in `caption`.
         """
-        config = dataclasses.replace(self.sampling, **changes)
-        count = len(views)
+        if changes:
+            return self.with_sampling(**changes).caption_views(views, rows=rows, seed=seed)
+        config, count = self.sampling, len(views)
         rows = np.arange(count) if rows is None else rows
         prefix = prefix_of_images(self.networks, self.params, jnp.asarray(self.pad_batch(views)))
         tokenizer = self.pieces.lm_tokenizer
@@ -208,7 +223,17 @@ class Autoencoder(_Loaded):
         return super().from_pretrained(path, with_language_model=False, **options)
 
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
-        """Caption embeddings z, float32 [n, Q, E]."""
+        """Caption embeddings z, float32 [n, Q, E].
+
+        Args:
+          images: at least one; see `Captioner.caption`.
+
+        Raises:
+          BadImage: an image cannot be used.
+          ValueError: there is none.
+        """
+        if not len(images):
+            raise ValueError("no images were given")
         out = []
         for start, stop in self._batches(len(images)):
             out.append(self.encode_views(self._views(images[start:stop])["florence_image"]))
@@ -250,7 +275,11 @@ class Autoencoder(_Loaded):
         return self._redraw(ids, _redraw_ids, seed, changes)
 
     def _redraw(self, inputs, function, seed, changes, first=0) -> np.ndarray:
-        config = dataclasses.replace(self.sampling, **changes)
+        if changes:
+            return self.with_sampling(**changes)._redraw(inputs, function, seed, {}, first)
+        if not len(inputs):
+            raise ValueError("there is nothing to draw: no embeddings and no captions were given")
+        config = self.sampling
         factor = self.networks.vae.config.downsampling
         size = self.views.size // factor
         key = jax.random.key(config.seed if seed is None else seed)
@@ -304,8 +333,8 @@ def load_for_command(
 
     Args:
       kind: `Captioner` or `Autoencoder`.
-      experiment: from the config file; its sampling, precision and execution are used. None: the
-        directory's own.
+      experiment: from the config file; its sampling, precision and execution are used, and with
+        an export its limits of images. None: the directory's own.
       workdir: of a run.
       source: an exported directory (or another run), in the place of `workdir`.
       **changes: fields of `SamplingConfig`; None leaves one as it is.
@@ -317,7 +346,9 @@ def load_for_command(
     if (workdir is None) == (source is None):
         raise WorkdirError("name one directory: --workdir RUN, or --from EXPORTED_DIRECTORY")
     path = pathlib.Path(source).expanduser() if source is not None else workdir
-    used = experiment_to_use(path, experiment) if experiment and not is_export(path) else None
+    used = experiment
+    if experiment and not is_export(path):
+        used = experiment_to_use(path, experiment)
     loaded = kind.from_pretrained(path, experiment=used)
     sampling = dataclasses.asdict(experiment.sampling if experiment else loaded.sampling)
     sampling |= {name: value for name, value in changes.items() if value is not None}

@@ -1,7 +1,6 @@
 """From a config's paths, or an exported directory, to networks and parameters."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +8,11 @@ from typing import Any
 import jax
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from core_jax.config import ConfigError
 from core_jax.data.processors import ImageProcessor
 from core_jax.diffusion.schedule import NoiseSchedule
 from core_jax.models import load_model
+from core_jax.models.hf_config import build_config, read_json
 from core_jax.partition import cast_floating
 from vlv_jax import networks as names
 from vlv_jax.bridge import Bridge, CaptionProjector, init_bridge, init_projector
@@ -52,13 +53,14 @@ def load_processor(path: pathlib.Path) -> ImageProcessor:
 
     Raises:
       FileNotFoundError: it is missing.
+      ModelConfigError: it is broken, or asks for what is not supported.
     """
     file = path / "preprocessor_config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; copy it from the hub repository")
-    config = json.loads(file.read_text())
+    config = read_json(file)
     # A processor file of the whole Florence-2 nests the image processor.
-    return ImageProcessor.from_hf(config.get("image_processor", config))
+    return build_config(ImageProcessor.from_hf, config.get("image_processor", config), file)
 
 
 def pad_empty(tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[int, ...]:
@@ -134,12 +136,12 @@ def compose(config: ModelConfig, modules: Mapping[str, Any], **constants: Any) -
       **constants: the other fields of `Networks`.
 
     Raises:
-      ValueError: more queries than the text encoder has positions.
+      ConfigError: more queries than the text encoder has positions.
     """
     modules = {n: m.clone(execution=config.execution) for n, m in modules.items()}
     text = modules[names.TEXT_ENCODER].config
     if config.num_queries > text.max_position_embeddings:
-        raise ValueError(
+        raise ConfigError(
             f"model.num_queries is {config.num_queries}, but the text encoder has only "
             f"{text.max_position_embeddings} positions"
         )
@@ -175,7 +177,7 @@ def load_schedule(pipeline: pathlib.Path) -> NoiseSchedule:
     file = pipeline / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; the pipeline directory is incomplete")
-    return NoiseSchedule.from_hf(json.loads(file.read_text()))
+    return build_config(NoiseSchedule.from_hf, read_json(file), file)
 
 
 def cast_frozen(frozen: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:

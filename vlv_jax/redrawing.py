@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from core_jax.config import ConfigError
 from core_jax.diffusion.samplers import make_sampler
 from core_jax.diffusion.sampling import guided, sample
 from core_jax.models.autoencoder_kl import unscale_latents
@@ -27,12 +28,13 @@ def compose(
     """The leading embeddings of two images, one after the other (paper, section 4.4.2).
 
     Raises:
-      ValueError: more embeddings asked for than there are.
+      ConfigError: more embeddings asked for than there are.
     """
     for name, z, count in (("first", first, num_first), ("second", second, num_second)):
         if not 0 < count <= z.shape[1]:
-            raise ValueError(
-                f"the {name} image has {z.shape[1]} embeddings; {count} of them is not possible"
+            raise ConfigError(
+                f"the {name} image has {z.shape[1]} embeddings; {count} of them is not possible "
+                f"(num_{name})"
             )
     return jnp.concatenate([first[:, :num_first], second[:, :num_second]], axis=1)
 

@@ -67,7 +67,8 @@ def make_sample_hook(
     source (of the training source where there is none).
     """  # noqa: D205
     sampling = experiment.sampling
-    source = experiment.evaluation.source if experiment.evaluation else experiment.data.source
+    held_out = experiment.evaluation
+    source = held_out.source if held_out and held_out.has_source else experiment.data.source
     with evaluation_batches(
         open_source(source),
         batch_size=sampling.num_samples,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from core_jax.config import ConfigError
 from core_jax.diffusion.schedule import add_noise, min_snr_weight, training_target
 from vlv_jax.encoding import (
     caption_embeddings,
@@ -98,11 +99,14 @@ def draw(
       shape: of one latent, (h, w, c).
 
     Raises:
-      ValueError: `min_timestep` lies outside the schedule.
+      ConfigError: `min_timestep` lies outside the schedule.
     """
     steps = networks.schedule.num_train_timesteps
     if config.min_timestep >= steps:
-        raise ValueError(f"denoising.min_timestep must be below the schedule's {steps} steps")
+        raise ConfigError(
+            f"denoising.min_timestep must be below the schedule's {steps} steps, and is "
+            f"{config.min_timestep}"
+        )
 
     last = steps - 1 if config.max_timestep is None else min(config.max_timestep, steps - 1)
     K, span = config.draws_per_image, last + 1 - config.min_timestep

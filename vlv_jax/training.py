@@ -11,7 +11,7 @@ import jax
 from core_jax.data.pipeline import make_batches
 from core_jax.data.sources import open_source
 from core_jax.partition import split, tree_hash
-from core_jax.sharding import make_mesh
+from core_jax.sharding import check_batch, make_mesh
 from core_jax.train.loop import Hook, LoopConfig, TrainResult, run_training
 from core_jax.train.placement import PlacedStep, place_step
 from core_jax.train.run_record import INIT_FROM, RunRecord, decide_start
@@ -24,7 +24,7 @@ from vlv_jax.experiment import Experiment
 from vlv_jax.loading import Pieces, cast_frozen
 from vlv_jax.networks import Networks
 from vlv_jax.sample_sheets import has_sheet, make_sample_hook
-from vlv_jax.workdir import assemble, is_export, trained_params, weights_hash
+from vlv_jax.workdir import assemble, is_export, trained_params, view_differences, weights_hash
 
 
 def trainable_patterns(experiment: Experiment) -> tuple[str, ...]:
@@ -202,8 +202,12 @@ def train(
       workdir: the directory.
       count_flops: tells the operations of a step over all devices, for the MFU.
     """
+    check_batch(experiment.data.batch_size, make_mesh(experiment.run.mesh))
     record = make_record(experiment)
-    decide_start(str(workdir), record)  # before anything is loaded or written
+    start = decide_start(str(workdir), record)  # before anything is loaded or written
+    if start == "warm" and jax.process_index() == 0:
+        for line in view_differences(experiment):
+            print(f"warning: the run in init_from was trained otherwise: {line}", flush=True)
     job = build_job(experiment)
     if jax.process_index() == 0:
         save_experiment(workdir, experiment)

@@ -189,6 +189,41 @@ def trained_params(path: pathlib.Path) -> dict[str, Any]:
     return unflatten(found)
 
 
+def view_differences(experiment: Experiment) -> list[str]:
+    """What a run shows the networks otherwise than the one in `run.init_from` did; lines of text.
+
+    Raises:
+      WorkdirError: `run.init_from` is neither a run nor an export.
+    """
+    before, now = _shown_by(pathlib.Path(experiment.run.init_from)), _shown(experiment)
+    return [
+        f"{name}: there {before[name]!r}, here {now[name]!r}"
+        for name in now
+        if before[name] != now[name]
+    ]
+
+
+def _shown(experiment: Experiment) -> dict[str, Any]:
+    data = experiment.data
+    return {
+        "model.task_prompt": experiment.model.task_prompt,
+        "data.image_size": data.image_size,
+        # A random crop is another draw of the same view.
+        "data.crop": "center" if data.crop == "random" else data.crop,
+        "data.resample": data.resample,
+        "data.native_crops": data.native_crops,
+    }
+
+
+def _shown_by(path: pathlib.Path) -> dict[str, Any]:
+    if not is_export(path):
+        return _shown(load_experiment(path))
+    content = json.loads((path / EXPORT_FILE).read_text())
+    views = {f"data.{name}": value for name, value in content["views"].items()}
+    views["data.image_size"] = views.pop("data.size")
+    return {"model.task_prompt": content["task_prompt"], **views}
+
+
 def added_params(path: pathlib.Path) -> dict[str, Any]:
     """What VLV adds to the pretrained networks, of an exported directory."""
     stored = load_file(path / EXPORT_WEIGHTS)

@@ -18,6 +18,7 @@ from core_jax.data.sources import (
     Example,
     SourceError,
     checked_relative,
+    clean_text,
     read_json,
     read_jsonl,
     unique_ids,
@@ -69,13 +70,13 @@ class FolderSource:
             self._names, self._records = _read_manifest(Path(manifest), self.root)
             declared = [record.pop("id", None) for record in self._records]
             names = [n if d is None else str(d) for n, d in zip(self._names, declared, strict=True)]
-            self._ids = unique_ids(names)
+            self._ids = unique_ids(map(clean_text, names))
         elif path.is_file():
             self.root, self._names = path.parent, [path.name]
-            self._ids = self._names
+            self._ids = [clean_text(path.name)]
         else:
             self.root, self._names = path, _scan(path, follow_symlinks)
-            self._ids = self._names
+            self._ids = unique_ids(map(clean_text, self._names))
         if not self._names:
             raise SourceError(f"{manifest or path}: no image ({', '.join(IMAGE_SUFFIXES)})")
 

@@ -16,8 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from core_jax.data.processors import ImageProcessor
-from core_jax.data.prompts import pad_prompts, read_chat_template, read_image_processor_config
+from core_jax.data.processors import ImageProcessor, ProcessorError
+from core_jax.data.prompts import (
+    check_tokens,
+    pad_prompts,
+    read_chat_template,
+    read_image_processor_config,
+)
 from core_jax.models.gemma3 import Gemma3Config, ImagePromptError, check_placeholders
 
 _CROPS = ("do_pan_and_scan", "pan_and_scan_min_crop_size", "pan_and_scan_max_num_crops",
@@ -62,7 +67,7 @@ class Gemma3Processor:
         c = self.config
         side = c.vision_config.image_size
         if self.image_processor.size != (side, side):
-            raise ValueError(
+            raise ProcessorError(
                 f"the image processor makes images of {self.image_processor.size}, the vision "
                 f"tower takes {side} x {side}; is preprocessor_config.json of another model?"
             )
@@ -70,13 +75,13 @@ class Gemma3Processor:
                              ("image_token", c.image_token_index)):  # fmt: skip
             token = getattr(self.tokenizer, name, None)
             if token is None:
-                raise ValueError(
+                raise ProcessorError(
                     f"the tokenizer has no {name}; copy tokenizer_config.json from a multimodal "
                     "Gemma 3 (that of the text-only 1B lacks it)"
                 )
             found = self.tokenizer.convert_tokens_to_ids(token)
             if found != wanted:
-                raise ValueError(
+                raise ProcessorError(
                     f"the tokenizer's {name} {token} is {found}, the model's is {wanted}; is the "
                     "tokenizer of another model?"
                 )
@@ -89,7 +94,7 @@ class Gemma3Processor:
 
         Raises:
           FileNotFoundError: there is no preprocessor_config.json or processor_config.json.
-          ValueError: the parts are not of one model, or images are to be cropped.
+          ProcessorError: the parts are not of one model, or images are to be cropped.
         """
         from transformers import AutoTokenizer
 
@@ -163,8 +168,8 @@ class Gemma3Processor:
 
         Raises:
           ImagePromptError: images and their places do not match.
-          ValueError: a row is longer than `length` or has more than `max_images`, or an image
-            cannot be read.
+          ValueError: a row has no token, is longer than `length` or has more than `max_images`, or
+            an image cannot be read.
         """
         images = [()] * len(texts) if images is None else images
         if len(images) != len(texts):
@@ -174,6 +179,7 @@ class Gemma3Processor:
             self.tokens(text, int(count), where=f"row {i}")
             for i, (text, count) in enumerate(zip(texts, counts, strict=True))
         ]
+        check_tokens(rows)
         ids, valid = pad_prompts(
             rows, pad_id=self.tokenizer.pad_token_id, length=length, side=padding_side
         )
@@ -200,10 +206,10 @@ def gemma3_image_processor(config: Mapping[str, Any]) -> ImageProcessor:
     """From the contents of a preprocessor_config.json.
 
     Raises:
-      ValueError: images are to be cropped, or see `ImageProcessor.from_hf`.
+      ProcessorError: images are to be cropped, or see `ImageProcessor.from_hf`.
     """
     if config.get("do_pan_and_scan"):
-        raise ValueError(
+        raise ProcessorError(
             "preprocessor_config.json asks for do_pan_and_scan, which is not supported; set it to "
             "false (released checkpoints leave it off)"
         )

@@ -144,13 +144,7 @@ def open_header(data: bytes, limits: ImageLimits) -> Image.Image:
         raise BadImage(Reason.NOT_AN_IMAGE) from None
     except Exception as error:  # plugins raise nearly anything on hostile bytes
         raise BadImage(_reason_of(error)) from None
-    width, height = image.size
-    if min(width, height) < limits.min_side:
-        raise BadImage(Reason.TOO_SMALL)
-    if width * height > limits.max_pixels:
-        raise BadImage(Reason.TOO_MANY_PIXELS)
-    if max(width, height) > limits.max_aspect * min(width, height):
-        raise BadImage(Reason.TOO_ELONGATED)
+    _check_size(image.size, limits)
     if limits.animated == "reject" and _is_animated(image):
         raise BadImage(Reason.ANIMATED)
     return image
@@ -184,11 +178,26 @@ def decode_image(
         opened.load()
     except Exception as error:
         raise BadImage(_reason_of(error)) from None
+    return upright_rgb(opened, limits)
+
+
+def upright_rgb(image: Image.Image, limits: ImageLimits | None = None) -> Image.Image:
+    """What `decode_image` makes of a picture that is decoded already.
+
+    Args:
+        image: A Pillow image of any mode.
+        limits: What is accepted; those of files (formats, bytes, animation) say nothing here.
+
+    Raises:
+        BadImage: As `decode_image`.
+    """
+    limits = limits or ImageLimits()
+    _check_size(image.size, limits)
     # A broken EXIF block says nothing about the pixels: the stored orientation is kept.
     with contextlib.suppress(Exception):
-        opened = ImageOps.exif_transpose(opened)
+        image = ImageOps.exif_transpose(image)
     try:
-        decoded = _to_rgb(opened)
+        decoded = _to_rgb(image)
     except BadImage:
         raise
     except Exception:
@@ -196,6 +205,16 @@ def decode_image(
     if limits.reject_flat and decoded.getcolors(maxcolors=1) is not None:
         raise BadImage(Reason.FLAT)
     return decoded
+
+
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    if min(width, height) < limits.min_side:
+        raise BadImage(Reason.TOO_SMALL)
+    if width * height > limits.max_pixels:
+        raise BadImage(Reason.TOO_MANY_PIXELS)
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise BadImage(Reason.TOO_ELONGATED)
 
 
 def _is_animated(image: Image.Image) -> bool:

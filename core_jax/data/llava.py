@@ -40,6 +40,7 @@ class Fault(enum.StrEnum):
     REPEATED_QUESTION = "repeated_question"  # joined with the one before
     REPEATED_ANSWER = "repeated_answer"  # the conversation ends before it
     UNANSWERED = "unanswered"  # the last question has no answer: left out
+    EMPTY_QUESTION = "empty_question"  # neither text nor image: the conversation ends before it
     EMPTY_ANSWER = "empty_answer"  # the conversation ends before it
     UNKNOWN_SPEAKER = "unknown_speaker"  # the conversation ends before it
     NO_PLACE = "no_place"  # images without `<image>`: put before the first question
@@ -99,6 +100,7 @@ def parse_dialogue(
     """
     faults: list[Fault] = []
     system, pairs = _pairs(conversations, faults)
+    pairs = _without_empty(pairs, num_images, faults)
     questions = _place_images([q for q, _ in pairs], num_images, faults)
     turns = tuple(
         Turn(_tidy(parts, image_place), answer)
@@ -144,6 +146,19 @@ def _pairs(
     return system, pairs
 
 
+def _without_empty(
+    pairs: list[tuple[str, str]], num_images: int, faults: list[Fault]
+) -> list[tuple[str, str]]:
+    """The pairs before the first question with neither text nor image."""
+    # Images without a place go to the first question.
+    shown_first = sum(question.count(PLACE) for question, _ in pairs) < num_images
+    for number, (question, _) in enumerate(pairs):
+        if not question.strip() and not (number == 0 and shown_first):
+            faults.append(Fault.EMPTY_QUESTION)
+            return pairs[:number]
+    return pairs
+
+
 def _place_images(
     questions: list[str], num_images: int, faults: list[Fault]
 ) -> list[list[str | None]]:
@@ -184,11 +199,20 @@ def _tidy(parts: list[str | None], image_place: ImagePlace) -> tuple[str | None,
 
 
 def image_names(record: Mapping[str, Any]) -> list[str]:
-    """The images that a record names: none, one, or a list of them."""
-    found = record.get("image", record.get("images"))
+    """The images that a record names: none, one, or a list of them.
+
+    Raises:
+        SourceError: It names them by something else.
+    """
+    one, several = record.get("image"), record.get("images")
+    found = several if one is None or one == "" else one
     if found is None or found == "":
         return []
-    return [found] if isinstance(found, str) else list(found)
+    if isinstance(found, str):
+        return [found]
+    if not isinstance(found, list):
+        raise SourceError(f"an image is a path or a list of paths, not {found!r:.60}")
+    return found
 
 
 class LlavaSource:
@@ -297,4 +321,8 @@ def _checked(record: Any, root: Path, where: str) -> list[str]:
         raise SourceError(f"{where} has no `conversations` (a list of from and value)")
     if not all(isinstance(m, Mapping) for m in spoken):
         raise SourceError(f"{where}: a message is an object with `from` and `value`")
-    return [checked_relative(name, root, where) for name in image_names(record)]
+    try:
+        names = image_names(record)
+    except SourceError as error:
+        raise SourceError(f"{where}: {error}") from None
+    return [checked_relative(name, root, where) for name in names]

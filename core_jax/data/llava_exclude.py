@@ -7,14 +7,14 @@ that are evaluated elsewhere.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from core_jax.data.sources import Example, Source, SourceError
+from core_jax.data.llava import image_names
+from core_jax.data.sources import Example, Source, SourceError, read_json, read_jsonl
 
 
 def image_key(name: str) -> str:
@@ -28,18 +28,24 @@ def read_exclusions(path: str | os.PathLike) -> frozenset[str]:
     """Keys of a file: a name a line, a JSON list of names, or a LLaVA-format file.
 
     Raises:
-        SourceError: There is no such file, it is empty, or it is another kind of JSON.
+        SourceError: There is no such file, it names no image, or it is another kind of JSON.
     """
     file = Path(path)
     if not file.is_file():
-        raise SourceError(f"{file}: no such file of image names to exclude")
-    text = file.read_text(encoding="utf-8")
-    names: list[Any] = [line.strip() for line in text.splitlines() if line.strip()]
-    if file.suffix == ".json":
-        names = json.loads(text)
-        if not isinstance(names, list):
-            raise SourceError(f"{file}: a list of names (or of records with `image`)")
-        names = [n.get("image") if isinstance(n, dict) else n for n in names]
+        raise SourceError(
+            f"{file}: no such file of image names to exclude; name the evaluation's questions (or "
+            "a list of names), or set the setting to '' to exclude none"
+        )
+    if file.suffix == ".jsonl":
+        found: list[Any] = [record for _, record in read_jsonl(file)]
+    elif file.suffix == ".json":
+        found = read_json(file)
+    else:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        found = [line.strip() for line in lines]
+    if not isinstance(found, list):
+        raise SourceError(f"{file}: a list of names (or of records with `image`)")
+    names = [name for n in found for name in (image_names(n) if isinstance(n, dict) else [n])]
     keys = frozenset(image_key(n) for n in names if n)
     if not keys:
         raise SourceError(f"{file} names no image; leave the setting empty to exclude none")

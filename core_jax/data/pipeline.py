@@ -95,7 +95,7 @@ def make_batches(
     """
     rows = _rows_per_process(batch_size, process_index, process_count)
     if not len(source):
-        raise EmptySourceError("there is no example to make batches of: the source is empty")
+        raise EmptySourceError("the data source holds no example; look at its path and split")
     order = grain.MapDataset.range(len(source))
     if shuffle:
         # Grain's epoch e of seed s is epoch e + 1 of seed s - 1, so seeds are spread out first.

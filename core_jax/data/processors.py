@@ -40,6 +40,10 @@ _IGNORED = frozenset({
 })  # fmt: skip
 
 
+class ProcessorError(ValueError):
+    """A checkpoint's preprocessing files are of another model, or ask for what is not supported."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageProcessor:
     """Resize, centre crop, rescale, normalise.
@@ -68,35 +72,35 @@ class ImageProcessor:
 
     def __post_init__(self):
         if (self.mean is None) != (self.std is None):
-            raise ValueError("ImageProcessor: mean and std are both given or both None")
+            raise ProcessorError("ImageProcessor: mean and std are both given or both None")
         if any(len(values) != 3 for values in (self.mean, self.std) if values is not None):
-            raise ValueError("ImageProcessor: mean and std have 3 entries, one a channel")
+            raise ProcessorError("ImageProcessor: mean and std have 3 entries, one a channel")
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ImageProcessor:
         """Reads the contents of a preprocessor_config.json.
 
         Raises:
-            ValueError: An unsupported processor, or a key that would change the pixels in a way
+            ProcessorError: An unsupported processor, or a key that would change the pixels in a way
                 this class does not know.
         """
         kind = config.get("image_processor_type") or config.get("feature_extractor_type")
         kind = str(kind or "CLIPImageProcessor").removesuffix("Fast").removesuffix("Pil")
         kind = kind.replace("FeatureExtractor", "ImageProcessor")
         if kind not in _DEFAULTS:
-            raise ValueError(f"image processor {kind!r} is not one of {sorted(_DEFAULTS)}")
+            raise ProcessorError(f"image processor {kind!r} is not one of {sorted(_DEFAULTS)}")
         merged = {
             "do_resize": True, "do_rescale": True, "do_normalize": True, "do_pad": None,
             "rescale_factor": 1 / 255, **_DEFAULTS[kind],
         }  # fmt: skip
         unknown = sorted(set(config) - set(merged) - _IGNORED)
         if unknown:
-            raise ValueError(
+            raise ProcessorError(
                 f"preprocessor_config.json has keys this port does not know: {unknown}"
             )
         merged.update({k: v for k, v in config.items() if k in merged and v is not None})
         if merged["do_pad"]:
-            raise ValueError("preprocessor_config.json asks for do_pad, which is not supported")
+            raise ProcessorError("preprocessor_config.json asks for do_pad, which is not supported")
         return cls(
             kind=kind,
             size=_read_size(merged["size"]) if merged["do_resize"] else None,
@@ -186,7 +190,7 @@ def _read_size(size: Any) -> tuple[int, int] | int:
         return int(size["shortest_edge"])
     if isinstance(size, Mapping) and set(size) == {"height", "width"}:
         return int(size["height"]), int(size["width"])
-    raise ValueError(f"preprocessor_config.json: size {size!r} is not supported")
+    raise ProcessorError(f"preprocessor_config.json: size {size!r} is not supported")
 
 
 def _read_crop(size: Any) -> tuple[int, int]:

@@ -32,6 +32,19 @@ def read_chat_template(path: pathlib.Path) -> str | None:
     return None
 
 
+def check_tokens(rows: Sequence[Sequence[int]]) -> None:
+    """Raises unless every prompt has a token to continue from.
+
+    Args:
+      rows: token ids of each prompt.
+
+    Raises:
+      ValueError: naming the rows without one.
+    """
+    if empty := [i for i, row in enumerate(rows) if not len(row)]:
+        raise ValueError(f"prompts of rows {empty} have no tokens; write at least a word")
+
+
 def pad_prompts(
     rows: Sequence[Sequence[int]],
     *,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from core_jax.data.processors import ImageProcessor
+from core_jax.data.processors import ImageProcessor, ProcessorError
 from core_jax.models.qwen2_5_vl.packing import Grid
 
 MAX_ASPECT_RATIO = 200
@@ -101,19 +101,19 @@ class Qwen2_5_VLImageProcessor:
         """Reads the contents of a preprocessor_config.json.
 
         Raises:
-          ValueError: another processor, or a key that would change the pixels in a way that this
-            class does not know.
+          ProcessorError: another processor, or a key that would change the pixels in a way that
+            this class does not know.
         """
         kind = str(config.get("image_processor_type") or _KINDS[0])
         if kind.removesuffix("Fast").removesuffix("Pil") not in _KINDS:
-            raise ValueError(f"image processor {kind!r} is not one of {', '.join(_KINDS)}")
+            raise ProcessorError(f"image processor {kind!r} is not one of {', '.join(_KINDS)}")
         if unknown := sorted(set(config) - set(_DEFAULTS) - _IGNORED):
-            raise ValueError(
+            raise ProcessorError(
                 f"preprocessor_config.json has keys this port does not know: {unknown}"
             )
         c = {**_DEFAULTS, **{k: v for k, v in config.items() if v is not None}}
         if c.get("do_center_crop") or c.get("do_pad") or not c["do_convert_rgb"]:
-            raise ValueError(
+            raise ProcessorError(
                 "preprocessor_config.json asks for do_center_crop, do_pad or no do_convert_rgb, "
                 "which are not supported"
             )

@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from core_jax.data.prompts import pad_prompts, read_chat_template, read_image_processor_config
+from core_jax.data.processors import ProcessorError
+from core_jax.data.prompts import (
+    check_tokens,
+    pad_prompts,
+    read_chat_template,
+    read_image_processor_config,
+)
 from core_jax.data.qwen2_5_vl_images import Qwen2_5_VLImageProcessor
 from core_jax.models.qwen2_5_vl import (
     ImagePromptError,
@@ -68,13 +74,13 @@ class Qwen2_5_VLProcessor:
         mine = (ours.patch_size, ours.merge_size, ours.temporal_patch_size)
         its = (tower.patch_size, tower.spatial_merge_size, tower.temporal_patch_size)
         if mine != its:
-            raise ValueError(
+            raise ProcessorError(
                 f"patches of the image processor (size, merge, frames) {mine} are not those of "
                 f"the vision tower {its}; is preprocessor_config.json of another model?"
             )
         found = self.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         if found != self.config.image_token_id:
-            raise ValueError(
+            raise ProcessorError(
                 f"the tokenizer's {IMAGE_PAD} is {found}, the model's image_token_id is "
                 f"{self.config.image_token_id}; is the tokenizer of another model?"
             )
@@ -87,7 +93,7 @@ class Qwen2_5_VLProcessor:
 
         Raises:
           FileNotFoundError: there is no preprocessor_config.json or processor_config.json.
-          ValueError: see the constructors.
+          ProcessorError: see the constructors.
         """
         from transformers import AutoTokenizer
 
@@ -153,7 +159,7 @@ class Qwen2_5_VLProcessor:
 
         Raises:
           ImagePromptError: images and their places do not match.
-          ValueError: a row is longer than `length`, or an image cannot be read.
+          ValueError: a row has no token or is longer than `length`, or an image cannot be read.
         """
         images = [()] * len(texts) if images is None else images
         if len(images) != len(texts):
@@ -170,6 +176,7 @@ class Qwen2_5_VLProcessor:
             self.tokenizer(self.expand(text, [g for _, g in row], where=f"row {i}"))["input_ids"]
             for i, (text, row) in enumerate(zip(texts, cut, strict=True))
         ]
+        check_tokens(tokens)
         ids, valid = pad_prompts(
             tokens, pad_id=self.tokenizer.pad_token_id, length=length, side=padding_side,
             remedy="raise the length, or lower max_pixels",

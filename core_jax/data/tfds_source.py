@@ -66,6 +66,7 @@ class TfdsSource:
             raise SourceError(
                 f"{self.name}: not prepared; run `tfds build` or core_jax.data.convert"
             )
+        self._info = builder.info
         decoders: Any = tfds.decode.SkipDecoding()
         for part in reversed(_parts(builder.info.features, image_key)):
             decoders = {part: decoders}
@@ -79,6 +80,13 @@ class TfdsSource:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this split from another without reading it: name, files and their sizes."""
+        files = self._info.splits[self.split].filepaths
+        sizes = [(os.path.basename(file), os.path.getsize(file)) for file in files]
+        return f"{self.name} {self.split} {sizes}"
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):

@@ -27,7 +27,7 @@ import numpy as np
 
 from core_jax.data.sources import IMAGE_SUFFIXES, EmptySourceError, Example, SourceError, list_files
 
-_VERSION = 2
+_VERSION = 3
 _PARTS = ("image", "txt", "json")
 
 
@@ -126,7 +126,7 @@ def scan_tar(file: Path) -> dict[str, np.ndarray]:
     Returns:
         "keys": bytes [n], in the order of their first member; "spans": int64 [n, 3, 2], the offset
         and size in bytes of the image, .txt and .json members, -1 where there is none; "left_out":
-        int64, how many images are further fields.
+        int [], how many images are further fields.
 
     Raises:
         tarfile.TarError: Not a tar, compressed, or ending early.
@@ -146,7 +146,7 @@ def scan_tar(file: Path) -> dict[str, np.ndarray]:
     rows, left_out = _group(members)
     keys = np.array([key.encode("utf-8", "surrogateescape") for key in rows], dtype=np.bytes_)
     spans = np.array(list(rows.values()), dtype=np.int64).reshape(-1, 3, 2)
-    return {"keys": keys, "spans": spans, "left_out": np.int64(left_out)}
+    return {"keys": keys, "spans": spans, "left_out": np.array(left_out)}
 
 
 def _group(

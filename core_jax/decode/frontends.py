@@ -12,7 +12,7 @@ from PIL import Image
 
 from core_jax.data.gemma3_processor import Gemma3Processor
 from core_jax.data.images import ImageLimits, decode_image
-from core_jax.data.prompts import pad_prompts
+from core_jax.data.prompts import check_tokens, pad_prompts
 from core_jax.data.qwen2_5_vl_processor import Qwen2_5_VLProcessor
 from core_jax.decode.gemma3 import Gemma3Prompt
 from core_jax.decode.qwen2_5_vl import ImagePrompt
@@ -138,8 +138,7 @@ class TextFrontend:
             self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
             for text in texts
         ]
-        if empty := [i for i, row in enumerate(rows) if not row]:
-            raise ValueError(f"prompts of rows {empty} have no tokens; write at least a word")
+        check_tokens(rows)
         length = allowed_length(max(map(len, rows)), lengths)
         ids, valid = pad_prompts(
             rows, pad_id=self.tokenizer.pad_token_id, length=length, side="left"

@@ -4,10 +4,15 @@ The order is that of transformers' warpers: repetition penalty, temperature, top
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
+
+# Below it logits are taken from the row's maximum before they are divided: they would overflow.
+# Above it they are transformers' own numbers.
+_SMALL_TEMPERATURE = 1e-2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,14 +34,20 @@ class SamplingRule:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"temperature {self.temperature} is negative")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature {self.temperature} is not a number from 0 up; 0 takes the most "
+                "likely token"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k {self.top_k} is negative; 0 keeps every token")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} is not in (0, 1]; 1.0 keeps every token")
-        if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty {self.repetition_penalty} is not positive")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(
+                f"repetition_penalty {self.repetition_penalty} is not a positive number; 1.0 does "
+                "nothing"
+            )
 
     @property
     def greedy(self) -> bool:
@@ -53,13 +64,29 @@ def warp_logits(logits: Float[Array, "B V"], rule: SamplingRule) -> Float[Array,
     logits = logits.astype(jnp.float32)
     if rule.greedy:
         return logits
-    logits = logits / rule.temperature
+    if rule.temperature < _SMALL_TEMPERATURE:
+        logits = cool_logits(logits, jnp.float32(rule.temperature))
+    else:
+        logits = logits / rule.temperature
     if 0 < rule.top_k < logits.shape[-1]:
         smallest = jax.lax.top_k(logits, rule.top_k)[0][:, -1:]
         logits = jnp.where(logits < smallest, -jnp.inf, logits)
     if rule.top_p < 1:
         logits = _keep_top_p(logits, rule.top_p)
     return logits
+
+
+def cool_logits(
+    logits: Float[Array, "*B V"], temperature: Float[Array, "*#B #V"]
+) -> Float[Array, "*B V"]:
+    """Logits divided by temperatures that may be as small as they like.
+
+    Where a quotient could overflow, the row's maximum becomes 0, which leaves the softmax as it is.
+    """
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    logits = logits - jnp.where(temperature < _SMALL_TEMPERATURE, best, 0.0)
+    # Smaller numbers count as zero on most devices, and 0 / 0 is NaN.
+    return logits / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)
 
 
 def _keep_top_p(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:

@@ -157,6 +157,7 @@ class Target:
       max_positions: tokens of prompt and answer together.
       eos_ids: tokens that end an answer.
       pad_id: fills rows after their end.
+      directory: what it was loaded from, for those who compare it with others; None: not said.
     """
 
     model_type: str
@@ -167,6 +168,7 @@ class Target:
     max_positions: int
     eos_ids: tuple[int, ...]
     pad_id: int
+    directory: pathlib.Path | None = None
 
     @property
     def tokenizer(self) -> Any:

@@ -104,4 +104,5 @@ def _target(
         max_positions=text_config.max_position_embeddings,
         eos_ids=ends,
         pad_id=padding_id(frontend.tokenizer, ends),
+        directory=_at(path),
     )

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from core_jax.config import ConfigError
 from core_jax.diffusion.schedule import NoiseSchedule, alphas_cumprod
 
 KINDS = ("ddpm", "ddim", "euler")
@@ -116,11 +117,11 @@ def inference_timesteps(schedule: NoiseSchedule, kind: str, num_steps: int) -> n
     (its linspace is not rounded).
 
     Raises:
-        ValueError: `num_steps` is not in [1, T], or a timestep would be past T - 1.
+        ConfigError: `num_steps` is not in [1, T], or a timestep would be past T - 1.
     """
     total = schedule.num_train_timesteps
     if not 1 <= num_steps <= total:
-        raise ValueError(f"num_steps is {num_steps}; it must be between 1 and {total}")
+        raise ConfigError(f"num_steps is {num_steps}; it must be between 1 and {total}")
     spacing = schedule.timestep_spacing or _DEFAULT_SPACING[kind]
     dtype = np.float32 if kind == "euler" else np.int32
     if spacing == "linspace":
@@ -132,7 +133,7 @@ def inference_timesteps(schedule: NoiseSchedule, kind: str, num_steps: int) -> n
         # Rounding of arange's length can yield one value too many, below 0; it is cut off.
         times = np.round(np.arange(total, 0, -(total / num_steps)))[:num_steps] - 1
     if times[0] > total - 1:
-        raise ValueError(
+        raise ConfigError(
             f"{num_steps} steps with steps_offset={schedule.steps_offset} start at timestep "
             f"{int(times[0])}, past the last one ({total - 1}); use fewer steps or steps_offset=0"
         )

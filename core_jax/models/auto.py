@@ -28,6 +28,7 @@ from core_jax.convert.safetensors_write import MAX_SHARD_BYTES, Outgoing, write_
 from core_jax.convert.shards_in import read_leaf
 from core_jax.convert.shards_out import host_pieces, is_spread, stored_blocks
 from core_jax.models.family import Family
+from core_jax.models.hf_config import build_config, read_json
 from core_jax.partition import flatten, unflatten
 from core_jax.sharding import fsdp_by_size, param_shardings
 
@@ -86,23 +87,21 @@ def load_config(path: str | os.PathLike) -> tuple[Family, Any]:
     """The family and the typed configuration of a hub directory.
 
     Raises:
-      FileNotFoundError: there is no config.json.
+      FileNotFoundError: there is no config.json, or only an adapter's.
       UnknownModelError: no family reads it.
-      ValueError: it is not JSON, or asks for something that the family lacks.
+      ModelConfigError: it is not JSON, or asks for something that the family lacks.
     """
     file = pathlib.Path(path) / "config.json"
+    if not file.is_file() and (file.parent / "adapter_config.json").is_file():
+        raise FileNotFoundError(
+            f"{path} holds an adapter (adapter_config.json), not a model: merge it into its base "
+            "model first (peft's merge_and_unload, then save_pretrained), and name that directory"
+        )
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; is {path} a hub model directory?")
-    raw = _read_json(file)
+    raw = read_json(file)
     family = find_family(raw, where=str(file))
-    return family, family.config.from_hf(raw)
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); download it again") from error
+    return family, build_config(family.config.from_hf, raw, file)
 
 
 def load_model(
@@ -135,6 +134,7 @@ def load_model(
       WeightsError: tensors are missing, unknown, doubly used or wrongly shaped (all are listed).
       CheckpointFormatError: no readable safetensors; pickles are refused.
       UnknownModelError: the architecture is not supported.
+      ModelConfigError: a configuration is broken, or asks for something that is not supported.
       FileNotFoundError: no configuration.
     """
     path = pathlib.Path(path)
@@ -178,7 +178,7 @@ def _chosen(assignments: list[Assignment], patterns: Sequence[str]) -> list[Assi
 
 
 def _components(path: pathlib.Path) -> list[pathlib.Path]:
-    index = _read_json(path / "model_index.json")
+    index = read_json(path / "model_index.json")
     known = {i for identifiers in FAMILIES.values() for i in identifiers}
     classes = {k: v[-1] for k, v in index.items() if isinstance(v, list) and v}
     names = [k for k, v in classes.items() if v in known]

@@ -2,8 +2,49 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ModelConfigError(ValueError):
+    """A JSON file of a hub directory is broken, or asks for what is not supported here."""
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """The content of a JSON file of a hub directory.
+
+    Raises:
+      ModelConfigError: it is not a JSON object.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ModelConfigError(f"{file} is not JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise ModelConfigError(f"{file} holds no JSON object; download it again")
+    return content
+
+
+def build_config(build: Callable[[dict[str, Any]], T], raw: dict[str, Any], file: Any) -> T:
+    """What `build` makes of a file's content.
+
+    Args:
+      build: a configuration's `from_hf`.
+      raw: the content.
+      file: its name, for messages.
+
+    Raises:
+      ModelConfigError: values are missing, impossible, or not supported here.
+    """
+    try:
+        return build(raw)
+    except KeyError as error:
+        raise ModelConfigError(f"{file} lacks {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ModelConfigError(f"{file}: {error}") from error
 
 
 def pick_fields(cls: type, config: Mapping[str, Any]) -> dict[str, Any]:

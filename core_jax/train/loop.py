@@ -24,6 +24,7 @@ from core_jax.train.hardware import peak_flops
 from core_jax.train.metrics import MetricWriter, MultiWriter, default_writers
 from core_jax.train.preemption import PreemptionGuard
 from core_jax.train.run_record import RunRecord, decide_start, write_record
+from core_jax.train.skipped import SkippedList
 from core_jax.train.state import TrainState
 from core_jax.watchdog import HEARTBEATS, Watchdog
 
@@ -118,7 +119,9 @@ def run_training(
         frozen: frozen parameters on their devices.
         make_batches: `start_step -> iterator` of host batches, dicts of numpy arrays whose
             first dimension is this process's share of the batch. An entry "ids" (strings or
-            numbers, one an example) stays on the host and names the examples in errors.
+            numbers, one an example) stays on the host and names the examples in errors. Where the
+            iterator has an attribute `bad` (`core_jax.data.bad.BadLog`), the examples that it
+            skipped are counted in the metrics and listed in `workdir`.
         workdir: directory of checkpoints, run.json and metrics.
         writers: by default metrics.jsonl, TensorBoard and a progress line.
         hooks: see `Hook`.
@@ -157,13 +160,14 @@ def run_training(
             raise ValueError(f"{workdir} has no checkpoint: the state must be given in full")
         start = int(state.step)
         write_record(workdir, record, resumed_at=start if start_kind == "resume" else None)
+        loop = _Loop(
+            config, step_fn, frozen, writers, hooks, batch_sharding, workdir, watchdog
+        )  # fmt: skip
         try:
             writers.start(start, config.total_steps)
-            loop = _Loop(
-                config, step_fn, frozen, writers, hooks, batch_sharding, workdir, watchdog
-            )  # fmt: skip
             return loop.run(state, start, make_batches, checkpoints, guard)
         finally:
+            loop.skipped.write()
             writers.close()
 
 
@@ -200,6 +204,7 @@ class _Loop:
         self.step_fn = step_fn if hasattr(step_fn, "lower") else jax.jit(step_fn, donate_argnums=0)
         self.batch_sharding, self.workdir = batch_sharding, workdir
         self.num_devices = 1 if batch_sharding is None else len(batch_sharding.device_set)
+        self.skipped = SkippedList(workdir)
         self.compiled: dict[Any, Any] = {}
         self.flops: float | None = None
         self.pending: tuple[int, dict[str, jax.Array], Any, int] | None = None
@@ -229,6 +234,7 @@ class _Loop:
         if start == 0:
             self._run_hooks(0, state, [hook for hook in self.hooks if hook.at_start])
         batches = make_batches(start)
+        self.skipped.watch(batches)
         batch, ids = self._next(batches, start)
         for step in range(start, total):
             done = step + 1
@@ -251,6 +257,7 @@ class _Loop:
                 self._flush()
             if due_save:
                 self.watchdog.at(f"saving step {done}")
+                self.skipped.write()  # a run that goes on from here doesn't meet them again
                 with _Pause(self):
                     checkpoints.save(done, state)
             self._run_hooks(done, state, due_hooks)
@@ -281,7 +288,9 @@ class _Loop:
             return jax.device_put(x)
         if x.ndim == 0 and isinstance(sharding, NamedSharding):
             sharding = NamedSharding(sharding.mesh, PartitionSpec())
-        return jax.make_array_from_process_local_data(sharding, x)
+        # With the shape left to jax, rows that several processes hold would count once.
+        shape = (x.shape[0] * jax.process_count(), *x.shape[1:]) if x.ndim else ()
+        return jax.make_array_from_process_local_data(sharding, x, shape)
 
     def _dispatch(self, state: TrainState, batch: Tree) -> tuple[TrainState, dict[str, jax.Array]]:
         """Runs the step compiled for this batch's shapes, compiling it on the first."""
@@ -321,6 +330,7 @@ class _Loop:
         done = step + 1
         if done % self.config.log_every == 0 or done == self.config.total_steps:
             self.writers.write(done, self._summary(values))
+            self.skipped.write()
             self._reset_window()
 
     def _summary(self, last: Mapping[str, float]) -> dict[str, float]:
@@ -331,6 +341,7 @@ class _Loop:
         out["steps_per_second"] = self.count / elapsed
         out["images_per_second"] = self.images * jax.process_count() / elapsed
         out["data_wait"] = min(self.data_wait / elapsed, 1.0)
+        out |= self.skipped.metrics()
         peak = peak_flops()
         if self.flops and peak:
             out["mfu"] = self.flops * self.count / (elapsed * peak * self.num_devices)

@@ -114,7 +114,7 @@ class TensorBoardWriter:
 
 
 class ProgressWriter:
-    """A line for people: step, share, loss, rate, time left.
+    """A line for people: step, share, loss, rate, what was skipped, time left.
 
     On a terminal it overwrites itself; elsewhere (a log file) every write is a line of its own.
     """
@@ -140,6 +140,8 @@ class ProgressWriter:
         parts.append(f"loss {metrics['loss']:.4g}")
         if rate := metrics.get("images_per_second"):
             parts.append(f"{rate:.3g} images/s")
+        if bad := metrics.get("bad_fraction"):
+            parts.append(f"{bad:.2%} skipped")
         if speed := metrics.get("steps_per_second"):
             parts.append(f"ETA {format_seconds((self._total - step) / speed)}")
         self._line("  ".join(parts), keep=step >= self._total)

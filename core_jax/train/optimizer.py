@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from core_jax.config import ConfigError
 from core_jax.partition import path_str
 
 Schedule = Callable[[Any], jax.Array]
@@ -27,7 +28,8 @@ class OptimizerConfig:
         learning_rate: peak learning rate.
         schedule: "cosine", "linear" or "constant", after the warm-up.
         warmup_steps: steps of the linear warm-up; step `i` of it has the factor `(i+1)/warmup`.
-        total_steps: step at which the decay ends; afterwards the rate stays at its minimum.
+        total_steps: step at which the decay ends; afterwards the rate stays at its minimum. The
+            config files set it to the run's length.
         min_ratio: the minimum of the decay as a fraction of the peak.
         b1: decay of the first moment.
         b2: decay of the second moment.
@@ -59,18 +61,47 @@ class OptimizerConfig:
             raise ValueError(f"optimizer {self.name!r}: choose 'adamw', 'muon' or 'sgd'")
         if self.schedule not in ("cosine", "linear", "constant"):
             raise ValueError(f"schedule {self.schedule!r}: choose 'cosine', 'linear', 'constant'")
-        if self.warmup_steps < 0 or self.total_steps < 1:
-            raise ValueError("warmup_steps must be at least 0 and total_steps at least 1")
+        if not self.learning_rate > 0:
+            raise ValueError(
+                f"optimizer.learning_rate is {self.learning_rate}; it must be positive"
+            )
+        if self.warmup_steps < 0:
+            raise ValueError(
+                f"optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0"
+            )
+        if self.total_steps < 1:
+            raise ValueError(
+                f"optimizer.total_steps (run.steps unless set) is {self.total_steps}; it must be "
+                "at least 1"
+            )
         if self.schedule != "constant" and self.warmup_steps >= self.total_steps:
             raise ValueError(
-                f"warmup_steps={self.warmup_steps} leaves nothing of total_steps="
-                f"{self.total_steps} for the {self.schedule} decay"
+                f"optimizer.warmup_steps={self.warmup_steps} leaves nothing of total_steps="
+                f"{self.total_steps} (run.steps unless set) for the {self.schedule} decay; set "
+                "fewer, such as optimizer.warmup_steps=0"
             )
         if not 0 <= self.min_ratio <= 1:
             raise ValueError(f"min_ratio={self.min_ratio} must lie in [0, 1]")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(
                 f"clip_norm={self.clip_norm} must be positive, or None for no clipping"
+            )
+
+    def check_length(self, steps: int) -> None:
+        """Refuses a run that would go on without learning.
+
+        Args:
+            steps: of the run.
+
+        Raises:
+            ValueError: the decay ends at a learning rate of 0 before the run does.
+        """
+        decays_to_zero = self.schedule != "constant" and self.min_ratio == 0
+        if decays_to_zero and steps > self.total_steps:
+            raise ValueError(
+                f"the learning rate is 0 from optimizer.total_steps={self.total_steps} on, and the "
+                f"run goes on to run.steps={steps}; set optimizer.total_steps={steps} (the config "
+                "files do so by themselves), optimizer.min_ratio, or optimizer.schedule='constant'"
             )
 
 
@@ -104,7 +135,7 @@ def make_optimizer(
     """Returns the optimizer for a tree of trainable parameters.
 
     Patterns are checked when the state is initialised: one that matches nothing, or two rows of
-    `lr_multipliers` that match one parameter, raise `ValueError`.
+    `lr_multipliers` that match one parameter, raise `ConfigError`.
     """
     schedule = make_schedule(config) if schedule is None else schedule
     parts: list[optax.GradientTransformation] = []
@@ -200,7 +231,7 @@ def _by_path(
         name = path_str(path)
         hits = [(pattern, value) for pattern, value in rows if re.fullmatch(pattern, name)]
         if exclusive and len(hits) > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"{name} is matched by several rows: {[pattern for pattern, _ in hits]}"
             )
         used.update(pattern for pattern, _ in hits)
@@ -210,5 +241,5 @@ def _by_path(
     dead = [pattern for pattern, _ in rows if pattern not in used]
     # `optax.tree_utils.tree_map_params` asks with a placeholder for all parameters, without paths.
     if dead and isinstance(tree, Mapping):
-        raise ValueError(f"optimizer patterns match no trainable parameter: {dead}")
+        raise ConfigError(f"optimizer patterns match no trainable parameter: {dead}")
     return out

@@ -7,7 +7,8 @@ What is looked at, in this order, when a command starts in a working directory:
    the differences: continuing would silently train something else, and starting anew would
    throw work away.
 2. It has none, and `init_from` is given: a warm start. Parameters come from there; the step,
-   the moments and the moving average start anew.
+   the moments and the moving average start anew. A run there must have been trained beside the
+   same frozen weights: others of the same shape would fit, and mean something else.
 3. Neither: a fresh start.
 """
 
@@ -82,10 +83,14 @@ def decide_start(workdir: str, record: RunRecord) -> Literal["resume", "warm", "
     """Says how a run begins (see the module's docstring).
 
     Raises:
-        ResumeError: if the directory holds a run that was made from something else.
+        ResumeError: if the directory holds a run that was made from something else, or
+            `init_from` one that was trained with other frozen weights.
     """
     if not has_checkpoint(workdir):
-        return "fresh" if record.init_from is None else "warm"
+        if record.init_from is None:
+            return "fresh"
+        _compare_weights(record)
+        return "warm"
     path = epath.Path(workdir) / FILE_NAME
     if not path.exists():
         raise ResumeError(
@@ -130,6 +135,27 @@ def _compare(old: Mapping[str, Any], new: Mapping[str, Any], workdir: str) -> No
             + "\n  ".join(problems)
             + "\nRestore them to continue that run, or use a new --workdir (with init_from="
             f"{workdir} to start from its parameters)"
+        )
+
+
+def _compare_weights(record: RunRecord) -> None:
+    """Of a new run with those of the run that it starts from; exports have no record."""
+    if not record.init_from or not (path := epath.Path(record.init_from) / FILE_NAME).exists():
+        return
+    old, new = _read(path), record.to_json()
+    hashes = old.get("frozen_hashes", {})
+    problems = []
+    for name, wanted in new["frozen_hashes"].items():
+        if name != INIT_FROM and hashes.get(name, wanted) != wanted:
+            there, here = (x.get("config", {}).get("model", {}).get(name, "") for x in (old, new))
+            problems.append(
+                f"{name}: there {there} (hash {hashes[name][:12]}), here {here} ({wanted[:12]})"
+            )
+    if problems:
+        raise ResumeError(
+            f"init_from={record.init_from} was trained with other weights than this config names:"
+            "\n  " + "\n  ".join(problems) + "\nWhat it learned means nothing beside these: name "
+            "the weights that it was trained with, or start without init_from"
         )
 
 

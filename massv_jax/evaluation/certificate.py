@@ -1,7 +1,6 @@
 """A certificate that drafters leave a target's output as it is, on a user's own networks."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from core_jax.decode.sampling import SamplingRule
 from core_jax.evaluation.provenance import command_facts, from_here
 from core_jax.files import write_whole
 from core_jax.train.run_record import versions
-from massv_jax.binding import bind
+from massv_jax.binding import bind, hash_params
 from massv_jax.evaluation.acceptance import Measured, measure
 from massv_jax.evaluation.forced import compare_on_answers, read_distributions
 from massv_jax.evaluation.kernel import check_kernel
@@ -39,7 +38,9 @@ def certify(subject: Subject, out: pathlib.Path, *, say: Callable[[str], None] =
     """
     experiment = subject.experiment
     decoding, settings = experiment.decoding, experiment.evaluation
-    questions, left_out = open_questions(experiment, images_only=subject.images_only)
+    questions, left_out = open_questions(
+        experiment, images_only=subject.images_only, decoder=subject.plain
+    )
     plain = measure(subject.plain, questions, decoding, temperature=0.0, gamma=0)
     gamma = max(settings.gammas)
     windows = compare_windows(subject.plain, questions, plain, decoding, gamma=gamma)
@@ -51,9 +52,9 @@ def certify(subject: Subject, out: pathlib.Path, *, say: Callable[[str], None] =
             drafted = measure(decoder, questions, decoding, temperature=0.0, gamma=g)
             checks[f"greedy.{arm}.gamma{g}"] = check_greedy(questions, plain, drafted, windows)
         contexts = record_contexts(subject, decoder, questions)
-        if contexts:
+        if contexts is not None:
             checks[f"accept_rule.{arm}"] = check_kernel(
-                contexts, keys=settings.kernel_keys, seed=settings.seed
+                contexts, accept=decoder.accept, keys=settings.kernel_keys, seed=settings.seed
             )
     for name, check in checks.items():
         say(f"{name}: {'passed' if check['passed'] else 'FAILED'}; {_short(check)}")
@@ -93,21 +94,25 @@ def check_greedy(
 
     Where an answer departs from plain decoding's, the token that it took is compared with plain
     decoding's in the plain step's logits. If they are closer than twice what rounding was seen to
-    do, rounding decided (a near-tie); else it is an error.
+    do in that very place, rounding decided (a near-tie); else it is an error.
     """
     near_ties, errors = [], []
-    room = 2 * windows.largest
     for row in np.flatnonzero(~drafted.same_as(plain)).tolist():
         place = _departure(plain, drafted, row)
         token = int(drafted.tokens[row, place]) if place < drafted.lengths[row] else -1
-        gap = windows.gap(row, place, token) if place < plain.lengths[row] else np.inf
-        found = {"id": questions[row].id, "place": place, "gap": gap if np.isfinite(gap) else None}
+        inside = place < plain.lengths[row]
+        gap = windows.gap(row, place, token) if inside else np.inf
+        room = 2 * float(windows.difference[row, place]) if inside else 0.0
+        found = {
+            "id": questions[row].id, "place": place, "near_tie_below": room,
+            "gap": gap if np.isfinite(gap) else None,
+        }  # fmt: skip
         (near_ties if gap <= room else errors).append(found)
     total = drafted.statistics.total
     return {
         "passed": not errors, "answers": len(questions),
         "same": len(questions) - len(near_ties) - len(errors), "near_ties": near_ties,
-        "errors": errors, "near_tie_below": room,
+        "errors": errors,
         "tokens": int(drafted.lengths.sum()), "passes": int(total.rounds[0]),
     }  # fmt: skip
 
@@ -121,26 +126,32 @@ def _departure(plain: Measured, drafted: Measured, row: int) -> int:
 
 def record_contexts(
     subject: Subject, decoder: SpeculativeDecoder, questions: Sequence[Question]
-) -> list[tuple[np.ndarray, np.ndarray]]:
+) -> list[tuple[np.ndarray, np.ndarray]] | None:
     """(p, q) in places of sampled answers where the two differ most usefully.
 
     Where they are the same, or have nothing in common, a wrong rule would go unnoticed; so places
-    are taken whose distance is nearest to a half. Empty for drafters without distributions.
+    are taken whose distance is nearest to a half. They are of the config's temperature, of 1 where
+    that is greedy.
+
+    Returns:
+      None for drafters without distributions; empty where no answer has a place to record.
     """
     decoding, settings = subject.experiment.decoding, subject.experiment.evaluation
-    answers = measure(subject.plain, questions, decoding, temperature=1.0, gamma=0)
+    temperature = decoding.temperature or 1.0
+    answers = measure(subject.plain, questions, decoding, temperature=temperature, gamma=0)
     forced = compare_on_answers(
-        decoder, questions, answers, decoding, temperature=1.0, batch_size=decoding.batch_size
-    )
-    if forced is None or not forced.counted.any():
-        return []
+        decoder, questions, answers, decoding, temperature=temperature,
+        batch_size=decoding.batch_size,
+    )  # fmt: skip
+    if forced is None:
+        return None
     far = np.where(forced.counted, np.abs(forced.overlap - 0.5), np.inf)
     order = np.argsort(far, axis=None, kind="stable")[: settings.contexts]
     places: dict[int, list[int]] = {}
     for row, place in zip(*np.unravel_index(order, far.shape), strict=True):
         if np.isfinite(far[row, place]):
             places.setdefault(int(row), []).append(int(place))
-    rule = SamplingRule(temperature=1.0, top_k=decoding.top_k, top_p=decoding.top_p)
+    rule = SamplingRule(temperature=temperature, top_k=decoding.top_k, top_p=decoding.top_p)
     found = []
     for row, at in places.items():
         p, q = read_distributions(decoder, questions[row], answers.tokens[row], rule)
@@ -165,18 +176,9 @@ def _facts(subject: Subject) -> dict[str, Any]:
     })  # fmt: skip
 
 
-def hash_params(params: Any) -> str:
-    """SHA-256 of parameters as they are used; "" without any."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    hashed = hashlib.sha256()
-    for path, leaf in leaves:
-        array = np.asarray(leaf)
-        hashed.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        hashed.update(array.tobytes())
-    return hashed.hexdigest() if leaves else ""
-
-
 def _short(check: dict[str, Any]) -> str:
+    if "reason" in check:
+        return check["reason"]
     if "rules" in check:
         rules = check["rules"].items()
         return ", ".join(f"{name} p = {r['p_value']:.2g} (must {r['must']})" for name, r in rules)

@@ -169,8 +169,9 @@ def _shown_drafter(
     decoder: SpeculativeDecoder, seen: Sequence[Question], decoding: DecodingConfig
 ) -> _ShownDrafter:
     target = decoder.target
-    longest = target.max_positions - decoding.max_new_tokens
-    lengths = [n for n in decoder.prompt_lengths if n <= longest]
+    lengths = decoder.allowed_lengths(decoding.max_new_tokens)
+    # Another question's image may take more tokens than the true one.
+    lengths.append(max(*lengths, target.max_positions - decoding.max_new_tokens))
     texts = [target.frontend.render(q.prompt, len(q.images)) for q in seen]
     inputs = target.frontend.prepare(texts, [list(q.images) for q in seen], lengths=lengths)
     vision = None

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
@@ -11,6 +12,7 @@ from core_jax.data.llava import open_images
 from core_jax.data.sources import Source, open_source
 from massv_jax.distilling_instructions import NothingToAsk, make_instruction
 from massv_jax.experiment import DataConfig, DistillConfig, Experiment
+from massv_jax.speculative.decoder import SpeculativeDecoder
 
 # As the file has them: first turns, no suffix dropped.
 _AS_THEY_ARE = DistillConfig(turns="first", drop_suffix_fraction=0.0)
@@ -38,7 +40,12 @@ class Question:
 
 
 def read_questions(
-    source: Source, data: DataConfig, *, num_prompts: int, images_only: bool = False
+    source: Source,
+    data: DataConfig,
+    *,
+    num_prompts: int,
+    images_only: bool = False,
+    check: Callable[[Sequence[Image.Image], Any], None] = lambda images, prompt: None,
 ) -> tuple[list[Question], dict[str, str]]:
     """The first questions of each task that can be asked.
 
@@ -47,6 +54,7 @@ def read_questions(
       data: how images are placed and limited.
       num_prompts: of each task, at most.
       images_only: see `make_instruction`.
+      check: (images, prompt) raises ValueError where the target cannot be asked them.
 
     Returns:
       Questions in the file's order, and id -> why a record was left out.
@@ -70,20 +78,29 @@ def read_questions(
         except (NothingToAsk, BadImage) as error:
             left_out[example.id] = str(error)
             continue
-        counts[task] += 1
         prompt = "" if images_only else asked.messages(0, [])
+        try:
+            check(images, prompt)
+        except ValueError as error:  # such as a prompt that is too long
+            left_out[example.id] = str(error)
+            continue
+        counts[task] += 1
         found.append(Question(example.id, task.replace(".", "_"), tuple(images), prompt))
     if not found:
-        raise EvaluationError(f"none of {len(source)} records can be asked: {left_out}")
+        shown = dict(list(left_out.items())[:5])
+        raise EvaluationError(f"none of {len(source)} records can be asked: {shown}")
     return found, left_out
 
 
 def open_questions(
-    experiment: Experiment, *, images_only: bool
+    experiment: Experiment, *, images_only: bool, decoder: SpeculativeDecoder | None = None
 ) -> tuple[list[Question], dict[str, str]]:
-    """Those of `evaluation.source`."""
-    settings = experiment.evaluation
+    """Those of `evaluation.source`; of a decoder, those that it can be asked."""
+    settings, options = experiment.evaluation, {}
+    if decoder is not None:
+        limit = {"max_new_tokens": experiment.decoding.max_new_tokens}
+        options["check"] = lambda images, prompt: decoder.check([list(images)], [prompt], limit)
     return read_questions(
         open_source(settings.source), experiment.data, num_prompts=settings.num_prompts,
-        images_only=images_only,
+        images_only=images_only, **options,
     )  # fmt: skip

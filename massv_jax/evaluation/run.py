@@ -149,7 +149,9 @@ def evaluate(
     """
     experiment = subject.experiment
     settings = experiment.evaluation
-    questions, left_out = open_questions(experiment, images_only=subject.images_only)
+    questions, left_out = open_questions(
+        experiment, images_only=subject.images_only, decoder=subject.plain
+    )
     if left_out:
         say(f"{len(left_out)} questions cannot be asked: {dict(list(left_out.items())[:5])}")
     facts = command_facts() | {

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from core_jax.decode.generate import is_end
-from core_jax.decode.sampling import SamplingRule, warp_logits
+from core_jax.decode.sampling import SamplingRule, cool_logits, warp_logits
 from massv_jax.speculative.keys import RowKeys, keys_at, uniforms_at
 
 
@@ -76,7 +76,7 @@ def warp_window(
     greedy = temperature == 0
     divisor = jnp.where(greedy, 1.0, temperature.astype(jnp.float32))
     filters = dataclasses.replace(rule, temperature=1.0)
-    warped = _warp(logits / divisor[:, None, None], filters)
+    warped = _warp(cool_logits(logits, divisor[:, None, None]), filters)
     return jnp.where(greedy[:, None, None], _only_the_best(logits), warped)
 
 

@@ -7,6 +7,7 @@ depends on what its neighbours did. Every choice is logged, and a log can be run
 
 import dataclasses
 import math
+import numbers
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -66,14 +67,18 @@ class Replay:
 
     Attributes:
       choices: of each batch, from `Answers.choices`.
+      room: `Answers.max_gamma` of that run, which may never have chosen its longest window: caches
+        then have the same sizes. 0: room for the longest that was chosen.
     """
 
     choices: tuple[tuple[GammaChoice, ...], ...]
+    room: int = 0
 
     @property
     def max_gamma(self) -> int:
         """See `GammaPolicy`."""
-        return max((c.gamma for calls in self.choices for c in calls), default=1)
+        chosen = max((c.gamma for calls in self.choices for c in calls), default=1)
+        return max(chosen, self.room)
 
     def run(self, session: Any, *, batch: int) -> tuple[GammaChoice, ...]:
         """See `GammaPolicy`.
@@ -195,8 +200,8 @@ class AdaptiveGamma:
 
 def policy_of(gamma: int | GammaPolicy | Sequence[Sequence[GammaChoice]]) -> GammaPolicy:
     """A policy of a number, a log, or itself."""
-    if isinstance(gamma, int):
-        return FixedGamma(gamma)
+    if isinstance(gamma, int | numbers.Integral):  # numpy's, too
+        return FixedGamma(int(gamma))
     if isinstance(gamma, Sequence):
         return Replay(tuple(tuple(GammaChoice(*call) for call in calls) for calls in gamma))
     return gamma

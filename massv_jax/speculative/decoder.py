@@ -12,7 +12,7 @@ from core_jax.decode.sampling import SamplingRule
 from core_jax.decode.target import Prompt, Target
 from core_jax.sharding import mesh_of
 from massv_jax.speculative.accept import StopReason
-from massv_jax.speculative.adaptive import GammaChoice, GammaPolicy, policy_of
+from massv_jax.speculative.adaptive import GammaChoice, GammaPolicy, Replay, policy_of
 from massv_jax.speculative.counts import Statistics
 from massv_jax.speculative.drafters import as_drafter
 from massv_jax.speculative.loop import LoopState, Params, Program, Request, advance, start
@@ -42,8 +42,8 @@ class Answers:
       lengths: int32 [B], tokens of each row, the end token included.
       finished: bool [B], whether a row ended by itself, not by running out of room.
       statistics: see `Statistics`.
-      choices: the windows that were used, for each batch a list; a run with the same ones as
-        `gamma` does the same.
+      choices: the windows that were used, for each batch a list.
+      max_gamma: the longest window that there was room for.
     """
 
     texts: tuple[str, ...]
@@ -52,6 +52,11 @@ class Answers:
     finished: np.ndarray
     statistics: Statistics
     choices: tuple[tuple[GammaChoice, ...], ...]
+    max_gamma: int
+
+    def replay(self) -> Replay:
+        """As `gamma` of another run it does the same again."""
+        return Replay(self.choices, self.max_gamma)
 
 
 @dataclasses.dataclass
@@ -72,7 +77,17 @@ class Session:
     rows: int
 
     def advance(self, gamma: int, rounds: int = ALL_ROUNDS) -> None:
-        """Runs rounds until all rows have ended, or so many of them."""
+        """Runs rounds until all rows have ended, or so many of them.
+
+        Raises:
+          RequestError: the caches have no room for such a window.
+        """
+        longest = self.program.options.max_gamma
+        if not min(1, longest) <= gamma <= longest:
+            raise RequestError(
+                f"a window of {gamma} drafts in a session for at most {longest}; begin it with a "
+                "larger max_gamma"
+            )
         with mesh_of(self.params):
             self.state = advance(
                 self.program, self.params, self.state, jnp.int32(min(rounds, ALL_ROUNDS)),
@@ -109,7 +124,8 @@ class SpeculativeDecoder:
       accept: see `DecodeOptions`.
       min_confidence: see `DecodeOptions`.
       batch_size: rows of a compiled program, the last batch is filled up; None: all at once.
-      prompt_lengths: what prompts are padded to; a longer prompt is an error.
+      prompt_lengths: what prompts are padded to, as far as the model has positions; a prompt
+        longer than all of them is an error.
     """
 
     target: Target
@@ -149,8 +165,8 @@ class SpeculativeDecoder:
           top_k: keeps the k most likely tokens; 0 keeps all.
           top_p: keeps the most likely tokens with this probability together; 1 keeps all.
           gamma: drafts of a window, 1 to 16; a policy that chooses them
-            (massv_jax.speculative.adaptive); or the `choices` of earlier `Answers`, to repeat
-            them. Not used without a drafter.
+            (massv_jax.speculative.adaptive); `replay()` of earlier `Answers` to repeat them, or
+            their `choices` alone. Not used without a drafter.
           seed: of sampling.
           row_seeds: a number for each prompt, its index by default. With a fixed gamma an answer
             depends on seed, row seed and prompt alone.
@@ -177,7 +193,7 @@ class SpeculativeDecoder:
             )  # fmt: skip
             choices.append(policy.run(session, batch=len(parts)))
             parts.append((session.tokens(), np.asarray(session.state.reason), session.statistics()))
-        return self._answers(parts, choices)
+        return self._answers(parts, choices, policy.max_gamma)
 
     def begin(
         self,
@@ -215,7 +231,7 @@ class SpeculativeDecoder:
         """
         rows = self._rows(images, prompts)
         texts = self._texts(rows, options.get("chat", True))
-        lengths = self._lengths(options.get("max_new_tokens", 128))
+        lengths = self.allowed_lengths(options.get("max_new_tokens", 128))
         self.target.frontend.prepare(texts, [images for images, _ in rows], lengths=lengths)
 
     def stream(
@@ -249,10 +265,18 @@ class SpeculativeDecoder:
 
     def _texts(self, rows: list[tuple[list[Any], Prompt]], chat: bool) -> list[str]:
         if chat:
-            return [self.target.frontend.render(prompt, len(images)) for images, prompt in rows]
+            return [self._render(prompt, len(images)) for images, prompt in rows]
         if wrong := [i for i, (_, prompt) in enumerate(rows) if not isinstance(prompt, str)]:
             raise RequestError(f"prompts {wrong} are messages; with chat=False give texts")
         return [str(prompt) for _, prompt in rows]
+
+    def _render(self, prompt: Prompt, num_images: int) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return self.target.frontend.render(prompt, num_images)
+        except TemplateError as error:  # such as Gemma's, where roles do not alternate
+            raise RequestError(f"the chat template refuses the messages: {error}") from error
 
     def _options(self, rule: SamplingRule, max_new_tokens: int, max_gamma: int) -> DecodeOptions:
         target = self.target
@@ -267,16 +291,20 @@ class SpeculativeDecoder:
         except ValueError as error:
             raise RequestError(str(error)) from error
 
-    def _lengths(self, max_new_tokens: int) -> list[int]:
+    def allowed_lengths(self, max_new_tokens: int) -> list[int]:
+        """What prompts may be padded to, so that there is room for an answer.
+
+        Raises:
+          RequestError: there is no room for a prompt.
+        """
         longest = self.target.max_positions - max_new_tokens
-        lengths = [n for n in self.prompt_lengths if n <= longest]
-        if not lengths:
+        if longest < 1:
             raise RequestError(
                 f"{max_new_tokens} new tokens leave no room for a prompt: the model has "
-                f"{self.target.max_positions} positions, and prompts are padded to "
-                f"{min(self.prompt_lengths)} or more (prompt_lengths)"
+                f"{self.target.max_positions} positions"
             )
-        return lengths
+        # A length that does not fit is cut: no prompt that fits is refused for its padding.
+        return sorted({min(n, longest) for n in self.prompt_lengths})
 
     def _start(
         self,
@@ -290,7 +318,7 @@ class SpeculativeDecoder:
         target, drafter = self.target, self.drafter
         fill = size - len(texts)  # rows that repeat the last prompt and get no token
         texts, images = [*texts, *[texts[-1]] * fill], [*images, *[images[-1]] * fill]
-        lengths = self._lengths(options.max_new_tokens)
+        lengths = self.allowed_lengths(options.max_new_tokens)
         inputs = target.frontend.prepare(texts, images, lengths=lengths)
         draft_prompt = None if drafter is None else drafter.prepare(inputs, target, lengths)
         limits = np.full(size, options.max_new_tokens, np.int32)
@@ -315,7 +343,9 @@ class SpeculativeDecoder:
             for row, n in zip(tokens, lengths, strict=True)
         )
 
-    def _answers(self, parts: list[Any], choices: list[tuple[GammaChoice, ...]]) -> Answers:
+    def _answers(
+        self, parts: list[Any], choices: list[tuple[GammaChoice, ...]], max_gamma: int
+    ) -> Answers:
         tokens = np.concatenate([tokens for (tokens, _), _, _ in parts])
         lengths = np.concatenate([lengths for (_, lengths), _, _ in parts])
         reasons = np.concatenate([reason[: len(t)] for (t, _), reason, _ in parts])
@@ -326,6 +356,7 @@ class SpeculativeDecoder:
             finished=reasons == StopReason.END_TOKEN,
             statistics=Statistics.concatenate([statistics for _, _, statistics in parts]),
             choices=tuple(choices),
+            max_gamma=max_gamma,
         )
 
 

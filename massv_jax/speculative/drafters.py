@@ -7,8 +7,8 @@ Anything with these attributes is a drafter; `as_drafter` makes one of what user
 - a loaded language model (a `Target` that reads text): the conventional baseline. Image
   placeholders with their start and end markers are taken out of its prompt, and it counts
   positions of its own;
-- a loaded vision-language model of the target's family: it reads the target's prompt and shares
-  the states of the target's vision tower, whose own copy it never runs;
+- a loaded vision-language model of the target's family with the same vision tower: it reads the
+  target's prompt and shares the states of the target's tower, whose own copy it never runs;
 - what `massv_jax.load_drafter` returns.
 """
 
@@ -23,6 +23,8 @@ from core_jax.decode.frontends import TextFrontend, allowed_length
 from core_jax.decode.gemma3 import Gemma3Decoder, Gemma3Prompt
 from core_jax.decode.qwen2_5_vl import ImagePrompt
 from core_jax.decode.target import Target, TargetInputs, WindowDecoder
+from massv_jax.binding import BindingError, bind, check_vocabularies
+from massv_jax.pixels import pixels_of
 from massv_jax.speculative.drafting import (
     LookupPrompt,
     LookupProposer,
@@ -178,7 +180,8 @@ def as_drafter(drafter: Any, target: Target) -> Drafter | None:
     """A drafter of anything that the module's docstring lists.
 
     Raises:
-      BindingError: its tokenizer is not the target's.
+      BindingError: it was made for another target, or its tokenizer or its vision tower is not
+        the target's.
       TypeError: it is nothing of the kind.
     """
     if drafter is None:
@@ -199,8 +202,6 @@ def as_drafter(drafter: Any, target: Target) -> Drafter | None:
 
 
 def _check_tokenizer(drafter: Any, target: Target) -> None:
-    from massv_jax.binding import check_vocabularies
-
     if drafter.tokenizer is None or drafter.tokenizer is target.tokenizer:
         return
     check_vocabularies(
@@ -213,20 +214,34 @@ def _of_model(model: Target, target: Target) -> ModelDrafter:
     if isinstance(model.frontend, TextFrontend):
         return text_drafter(model)
     if model.model_type != target.model_type:
-        raise TypeError(
+        raise BindingError(
             f"a {model.model_type} cannot draft for a {target.model_type}: it must share the "
             "target's vision tower; give a language model, or a drafter of the target's family"
         )
+    _check_same_sight(model, target)
     return ModelDrafter(
         decoder=model.decoder, params=model.params, vocab_size=model.vocab_size,
         tokenizer=model.tokenizer,
     )  # fmt: skip
 
 
+def _check_same_sight(model: Target, target: Target) -> None:
+    """Whether a model of the target's family can read the states of the target's tower."""
+    if model.directory is None or target.directory is None or model.directory == target.directory:
+        return
+    its, ours = bind(target.directory, target.tokenizer), bind(model.directory, model.tokenizer)
+    # Other weights are what a drafter is for, and vocabularies may have more tokens than another.
+    ours = dataclasses.replace(ours, weights=its.weights, tokenizer=its.tokenizer)
+    ours.check(its, where=str(model.directory))
+
+
 def _of_parts(parts: Any, target: Target) -> ModelDrafter:
     from massv_jax.companions import load_tokenizer
     from massv_jax.loading import TARGET_MERGER
 
+    if target.directory is not None:
+        found = bind(target.directory, target.tokenizer, pixels_of(target))
+        parts.binding.check(found, where=str(parts.companions))
     drafter, params = parts.drafter, parts.params
     if TARGET_MERGER in params and "visual" in target.params:  # its own: on the devices once
         params = {**params, TARGET_MERGER: target.params["visual"]["merger"]}

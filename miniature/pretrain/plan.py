@@ -40,7 +40,7 @@ class Scale:
 
 
 SCALES = {
-    # About four hours on two cores.
+    # Some two and a half hours on two cores.
     "full": Scale(
         images=24_000, vae=4000, text_encoder=700, diffusion=3000, tower=1000, florence2=2000,
         language_models=3000, soft_words=1500, target_tower=1000, target=2000, text_models=1000,

@@ -10,8 +10,8 @@ from orbax.checkpoint import v1 as ocp
 
 from core_jax.train.workdir import newest_step
 
-# Of a line of metrics: what depends on the clock.
-_CLOCK = ("time", "steps_per_second", "images_per_second", "data_wait", "mfu")
+# Of a line of metrics: what depends on the clock (`bad_fraction`: on how far was read ahead).
+_CLOCK = ("time", "steps_per_second", "images_per_second", "data_wait", "mfu", "bad_fraction")
 
 
 def of_bytes(data: bytes) -> str:

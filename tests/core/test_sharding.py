@@ -1,3 +1,6 @@
+import contextlib
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from core_jax import sharding
+from core_jax.config import ConfigError
 
 
 @pytest.fixture
@@ -44,6 +48,29 @@ def test_make_mesh_is_auto_and_fills_in_one_size():
 def test_make_mesh_errors(shape, message):
     with pytest.raises(ValueError, match=message):
         sharding.make_mesh(shape)
+
+
+def test_a_batch_divides_over_data_and_fsdp(mesh):
+    sharding.check_batch(8, mesh)
+    with pytest.raises(ConfigError, match=r"batch_size 6 does not divide .* 4 parts .* data and"):
+        sharding.check_batch(6, mesh)
+
+
+@pytest.mark.parametrize(
+    ("processes", "fits"),
+    [([[0, 0], [1, 1]], True), ([[1, 1], [0, 0]], True), ([[0, 1], [0, 1]], False)],
+)
+def test_no_two_processes_hold_the_same_rows(processes, fits):
+    """Each loads rows of its own: the rows of one of them would be left out in silence."""
+    devices = np.array([[SimpleNamespace(process_index=i) for i in row] for row in processes])
+    with (
+        contextlib.nullcontext()
+        if fits
+        else pytest.raises(
+            ConfigError, match=r"'tensor': 2.*processes 0 and 1 .* keep tensor within"
+        )
+    ):
+        sharding.check_processes(devices, ("data", "tensor"), ("data", "fsdp"))
 
 
 def test_param_shardings(mesh):

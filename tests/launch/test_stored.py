@@ -56,7 +56,7 @@ def test_a_plan_is_stale_where_something_differs(row, record):
 def test_the_table_marks_what_is_stale(row, record):
     lines = table([row], {row.name: record}, [row.name]).splitlines()
     assert len(lines) == 3
-    assert f"[{row.name}](plans/{row.name}.json) **stale** | v5e:8x8" in lines[2]
+    assert f"[{row.name}](plans/{row.name}.json) **stale** | {row.topology}" in lines[2]
     assert "stale" not in table([row], {row.name: record})
     assert "not made" in table([row], {})
 
@@ -104,12 +104,12 @@ def test_a_program_is_the_same_lowered_on_any_devices():
 def test_small_jobs_compile_and_their_fingerprints_need_no_libtpu(row):
     topology = parse_topology(row.topology)
     plan = make_plan(row.open(), topology, config=row.config_text)
-    record = record_of(row, plan.to_json())
+    cpus = jax.devices("cpu")[: topology.num_chips]
+    here = lower_job(row.open(), cpus, topology.chip, platform="tpu")
+    record = record_of(row, plan.to_json(), here.fingerprint)
     assert record["fits"]
     cells = table([row], {row.name: record}).splitlines()[2].split(" | ")
     assert cells[1] == row.topology
-    cpus = jax.devices("cpu")[: topology.num_chips]
-    here = lower_job(row.open(), cpus, topology.chip, platform="tpu")
     assert why_stale(row, record, here.fingerprint) == ""
     there = lower_job(row.open(), topology_devices(topology), topology.chip)
     assert there.fingerprint == here.fingerprint

@@ -228,7 +228,7 @@ def test_batches_replace_what_they_refuse(qwen, folder):
     assert len(batch["ids"]) == 2  # the examples' names, for messages
     assert batch["patches"].shape[:2] == (2, 20 * 16)
     check_supervision(batch, qwen.log)
-    with pytest.raises(ValueError, match="no token"):
+    with pytest.raises(SourceError, match="no token"):
         check_supervision({"supervised": np.zeros((2, 9), bool)}, qwen.log)
     assert TooManyBadExamples  # what a stricter policy raises
 

@@ -11,7 +11,14 @@ from core_jax.data.images import ImageLimits
 from core_jax.data.llava import LlavaSource
 from core_jax.data.sources import Example, SourceError
 from massv_jax.answers import AnswerSource
-from massv_jax.distilling import Plan, distill, make_answerer, make_plan, summary
+from massv_jax.distilling import (
+    Plan,
+    distill,
+    make_answerer,
+    make_plan,
+    make_settings,
+    summary,
+)
 from massv_jax.distilling_answers import Answerer, answer_chunk
 from massv_jax.distilling_files import ChunkFolder, DistillError, check_sums
 from massv_jax.distilling_instructions import NothingToAsk, draw_seed, make_instruction, share
@@ -79,12 +86,15 @@ def source(tmp_path):
     return LlavaSource(tmp_path / "data.json", images=tmp_path)
 
 
-def _plan(source, **distillation):
+def _experiment(source, **distillation):
     config = dataclasses.replace(CONFIG, **distillation)
     data = DataConfig(exclude=str(source.root / "exclude.txt"))
-    model = ModelConfig(target="t", language_model="l")
-    experiment = Experiment(task="distill", model=model, distill=config, data=data)
-    return make_plan(source, experiment)
+    model = ModelConfig(target="t", language_model="l", drafter="run")
+    return Experiment(task="distill", model=model, distill=config, data=data)
+
+
+def _plan(source, **distillation):
+    return make_plan(source, _experiment(source, **distillation))
 
 
 def _bytes(folder):
@@ -228,6 +238,30 @@ def test_other_settings_and_damaged_chunks_are_refused(source, tmp_path):
     with pytest.raises(DistillError, match="accounted"):
         check_sums({"input": 3, "succeeded": 1, "failed": 1, "skipped": 0})
     assert Plan(source=source, kept=range(9), left_out={}, chunk_size=4).num_chunks == 3
+
+
+def test_settings_name_all_that_changes_answers(source, tmp_path):
+    """The drafter's weights, its windows, the layout, and the records' texts."""
+    experiment, near = _experiment(source), target(apart=0.1)
+
+    def settings(drafter=near, read=source, gamma=5, experiment=experiment):
+        who = dataclasses.replace(answerer(drafter), gamma=gamma)
+        return make_settings(who, make_plan(read, experiment), experiment)
+
+    first = settings()
+    assert settings() == first
+    assert settings(drafter=None)["drafter_weights"] == ""
+    run = dataclasses.replace(experiment.run, mesh={"data": 2, "fsdp": -1})
+    file = tmp_path / "data.json"
+    file.write_text(file.read_text().replace("hi", "ho"))  # the ids stay
+    changed = {
+        "drafter_weights": settings(drafter=target(apart=0.2)),
+        "gamma": settings(gamma=3),
+        "mesh": settings(experiment=dataclasses.replace(experiment, run=run)),
+        "instructions": settings(read=LlavaSource(file, images=tmp_path)),
+    }
+    for name, other in changed.items():
+        assert {k for k in first if first[k] != other[k]} == {name}
 
 
 def test_suffixes_are_dropped_from_their_share_and_turns_are_as_asked():

@@ -14,6 +14,7 @@ from benchmarks.speculative import sighted_of
 from core_jax.data.gemma3_processor import Gemma3Processor
 from core_jax.data.qwen2_5_vl_processor import Qwen2_5_VLProcessor
 from core_jax.partition import flatten
+from massv_jax import exporting
 from massv_jax.binding import BindingError, bind, check_vocabularies, weight_hashes
 from massv_jax.companions import load_tokenizer
 from massv_jax.exporting import ExportError, export_drafter, pad_vocabulary
@@ -125,12 +126,20 @@ def test_the_cards_lines_show_the_image_to_an_assistant(qwen_pair, qwen, monkeyp
     assert len(looks) == 1
 
 
-def test_stock_gemma_directory_in_transformers(gemma_pair, tmp_path):
+@pytest.fixture(scope="module")
+def gemma(gemma_pair, tmp_path_factory):
+    """A drafter, its stock directory."""
+    parts = make_drafter(gemma_pair.target, gemma_pair.language_model)
+    out = tmp_path_factory.mktemp("export") / "gemma"
+    assert export_drafter(parts, out, gemma_pair.target)
+    return parts, out
+
+
+def test_stock_gemma_directory_in_transformers(gemma_pair, gemma):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    parts = make_drafter(gemma_pair.target, gemma_pair.language_model)
-    assert export_drafter(parts, tmp_path / "out", gemma_pair.target)
-    oracle = transformers.Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    parts, out = gemma
+    oracle = transformers.Gemma3ForConditionalGeneration.from_pretrained(out).eval()
     assert oracle.config.get_text_config().vocab_size == GEMMA_ROWS
     processor = Gemma3Processor.from_pretrained(gemma_pair.target)
     made = processor([processor.render(QUESTION)], [[pictures()[0]]])
@@ -152,8 +161,47 @@ def test_stock_gemma_directory_in_transformers(gemma_pair, tmp_path):
     rows = drafter.config.vocab_size
     assert close(ours, want[..., :rows], 1e-4)
     assert relative_error(ours, control[..., :rows]) > 1e-2
-    # All its tokens are used, so the rows that pad the table are zero.
-    assert not np.abs(want[..., rows:]).max()
+    # All its rows have tokens, so those that pad the table repeat one that is kept free of text.
+    vocabulary = load_tokenizer(gemma_pair.language_model).get_vocab()
+    free = max(i for token, i in vocabulary.items() if token.startswith("<unused"))
+    assert len(vocabulary) == rows
+    np.testing.assert_array_equal(
+        want[..., rows:], np.repeat(want[..., free : free + 1], GEMMA_ROWS - rows, -1)
+    )
+
+
+def test_gemma_as_an_assistant_sees_the_image_by_the_cards_lines(gemma_pair, gemma, monkeypatch):
+    """Greedy answers stay the target's; the image's block is attended to in both directions."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    parts, out = gemma
+    load = transformers.Gemma3ForConditionalGeneration.from_pretrained
+    target, drafter = load(gemma_pair.target).eval(), load(out).eval()
+    processor = Gemma3Processor.from_pretrained(gemma_pair.target)
+    made = processor([processor.render(QUESTION)], [[pictures()[0]]])
+    ids = torch.tensor(made.ids).long()
+    types = (ids == parts.drafter.config.image_token_id).long()
+    pixels = torch.tensor(np.moveaxis(made.pixel_values[0], -1, 1).copy())
+    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels,
+                  token_type_ids=types)  # fmt: skip
+    options = dict(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    with torch.no_grad():
+        direct = drafter(**inputs).logits[0, -1]
+        causal = drafter(**inputs | {"token_type_ids": torch.zeros_like(types)}).logits[0, -1]
+    looks, read = [], []
+    look = drafter.model.vision_tower.forward
+    monkeypatch.setattr(
+        drafter.model.vision_tower, "forward", lambda *a, **k: looks.append(1) or look(*a, **k)
+    )
+    want = target.generate(**inputs, **options)
+    assert torch.equal(target.generate(**inputs, **options, assistant_model=drafter), want)
+    assert not looks  # if this fails, transformers has mended it: say so in the card
+    drafter.register_forward_hook(lambda *a: read.append(a[-1].logits[0, -1].detach().numpy()))
+    sees = sighted_of(out)(drafter, pixel_values=pixels)
+    assert torch.equal(target.generate(**inputs, **options, assistant_model=sees), want)
+    assert len(looks) == 1
+    assert close(read[0], direct.numpy(), 1e-4)
+    assert relative_error(read[0], causal.numpy()) > 1e-2
 
 
 def test_directories_come_back_bit_for_bit(qwen_pair, qwen, tmp_path):
@@ -188,10 +236,29 @@ def test_padding_is_off_on_request(qwen_pair, qwen, tmp_path):
 
 def test_rows_that_pad_a_table():
     table = {"embed_tokens": {"embedding": jnp.arange(6.0).reshape(3, 2)}}
-    repeated = pad_vocabulary(table, 5, used=2)["embed_tokens"]["embedding"]
-    assert repeated.tolist() == [[0, 1], [2, 3], [4, 5], [4, 5], [4, 5]]
-    zero = pad_vocabulary(table, 4, used=3)["embed_tokens"]["embedding"]
-    assert zero.tolist()[-1] == [0, 0]
+    repeated = pad_vocabulary(table, 5, like=1)["embed_tokens"]["embedding"]
+    assert repeated.tolist() == [[0, 1], [2, 3], [4, 5], [2, 3], [2, 3]]
+    assert pad_vocabulary(table, 3, like=1) == table
+
+
+@pytest.mark.parametrize(
+    ("words", "pad", "row"),
+    [
+        (["a", "b"], None, 3),  # the last one without a token
+        (["a", "<unused7>", "<unused9>", "b"], None, 2),
+        (["<pad>", "a", "b", "c"], 0, 0),
+        (["a", "b", "c", "d"], None, None),
+    ],
+)
+def test_a_row_that_no_text_uses(words, pad, row, monkeypatch, tmp_path):
+    tokenizer = Vocabulary({word: i for i, word in enumerate(words)})
+    tokenizer.pad_token_id = pad
+    monkeypatch.setattr(exporting, "load_tokenizer", lambda path: tokenizer)
+    if row is not None:
+        assert exporting.unlikely_row(tmp_path, 4) == row
+        return
+    with pytest.raises(ExportError, match="--nopad_vocab_to_target"):
+        exporting.unlikely_row(tmp_path, 4)
 
 
 def test_a_drafter_of_another_target_is_refused_by_name(qwen_pair, qwen, tmp_path):

@@ -46,6 +46,7 @@ def test_commands_train_and_export(qwen_pair, tmp_path):
         f"--config.data.source.path={tmp_path / 'data.json'}",
         f"--config.data.source.images={tmp_path}", "--config.data.image_windows=12",
         "--config.data.batch_size=2", "--config.run.steps=2",
+        "--config.optimizer.warmup_steps=0",
     ]  # fmt: skip
     code, _, error = run("massv_jax.train", *flags, "--config.run.stesp=3")
     assert code == 1

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from core_jax.data.images import ImageLimits
 from core_jax.data.qwen2_5_vl_processor import Qwen2_5_VLProcessor
 from core_jax.models import load_model
 from core_jax.partition import flatten, tree_hash
+from massv_jax import training
 from massv_jax.answers import AnsweredTurn, AnswerRecord, SamplingRecord
 from massv_jax.batches import RowMaker
 from massv_jax.drafter import Drafter
@@ -96,6 +98,20 @@ def test_phase_1_moves_the_projector_alone_and_phase_2_goes_on_from_it(
     assert any(n.startswith("projector/") for n in changed)
     with pytest.raises(WorkdirError, match="massv_jax"):
         open_drafter(tmp_path)
+
+
+def test_a_run_is_told_which_examples_were_skipped(qwen_pair, folder, tmp_path, monkeypatch):
+    broken = shutil.copytree(folder, tmp_path / "data")
+    (broken / "2.png").write_bytes(b"")
+    taken = []
+    monkeypatch.setattr(
+        training, "run_training", lambda *_, make_batches, **__: taken.append(make_batches(0))
+    )
+    for place in (folder, broken):  # the first is the control
+        made = experiment(qwen_pair, place, "phase1", data__max_bad_fraction=0.5)
+        train(made, tmp_path / place.name)
+        next(taken[-1])
+    assert [dict(batches.bad.ids) for batches in taken] == [{}, {"2": "empty"}]
 
 
 def step(job, made, pair, folder):

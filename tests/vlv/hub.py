@@ -77,7 +77,7 @@ class TinyHub:
         }  # fmt: skip
 
 
-def _save(family, model_class, config, path, seed):
+def save_random(family, model_class, config, path, seed):
     """Writes random weights, drawn by numpy: an initialiser takes long to compile."""
     model = model_class(config=config)
     rng = np.random.default_rng(seed)
@@ -115,19 +115,19 @@ def write_hub(root: pathlib.Path) -> TinyHub:
         ),
         hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
     )  # fmt: skip
-    _save(CLIP_FAMILY, CLIPTextModel, text, pipeline / "text_encoder", 0)
+    save_random(CLIP_FAMILY, CLIPTextModel, text, pipeline / "text_encoder", 0)
     unet = dataclasses.replace(
         standins.unet_config(), sample_size=8, in_channels=4, out_channels=4,
         block_out_channels=(8, 16), attention_head_dim=(1, 2), cross_attention_dim=WIDTH,
         norm_num_groups=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
-    _save(UNET_FAMILY, UNet2DConditionModel, unet, pipeline / "unet", 1)
+    save_random(UNET_FAMILY, UNet2DConditionModel, unet, pipeline / "unet", 1)
     vae = dataclasses.replace(
         standins.vae_config(0.5), block_out_channels=(4, 4, 8), latent_channels=4,
         norm_num_groups=2, sample_size=32,
     )  # fmt: skip
-    _save(VAE_FAMILY, AutoencoderKL, vae, pipeline / "vae", 2)
+    save_random(VAE_FAMILY, AutoencoderKL, vae, pipeline / "vae", 2)
     (pipeline / "scheduler").mkdir()
     schedule = json.dumps(NoiseSchedule.stable_diffusion().to_hf())
     (pipeline / "scheduler" / "scheduler_config.json").write_text(schedule)
@@ -145,7 +145,7 @@ def write_hub(root: pathlib.Path) -> TinyHub:
             decoder_ffn_dim=32,
         ),
     )  # fmt: skip
-    _save(FLORENCE2_FAMILY, Florence2, config, florence2, 3)
+    save_random(FLORENCE2_FAMILY, Florence2, config, florence2, 3)
     preprocessor = standins.FLORENCE2_PREPROCESSOR | {"size": {"height": 32, "width": 32}}
     (florence2 / "preprocessor_config.json").write_text(json.dumps(preprocessor))
 
@@ -155,6 +155,6 @@ def write_hub(root: pathlib.Path) -> TinyHub:
         ),
         hidden_size=20, intermediate_size=32, num_hidden_layers=1,
     )  # fmt: skip
-    _save(QWEN2_FAMILY, Qwen2ForCausalLM, lm_config, lm, 4)
+    save_random(QWEN2_FAMILY, Qwen2ForCausalLM, lm_config, lm, 4)
     write_folder(root / "images", split="train", start=0, count=10)
     return TinyHub(str(florence2), str(pipeline), str(lm), str(root / "images"))

@@ -11,11 +11,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from core_jax.config import ConfigError, to_dataclass
 from core_jax.data import pipeline
 from core_jax.data.bad import TooManyBadExamples
 from core_jax.data.images import BadImage
+from core_jax.data.sources import open_source
 from core_jax.partition import split
 from vlv_jax import cache as cache_module
 from vlv_jax import stage1
@@ -31,6 +33,7 @@ from vlv_jax.feature_cache import (
 )
 from vlv_jax.loading import load_networks
 from vlv_jax.training import _without_towers, make_loss, trainable_patterns, training_batches
+from vlv_jax.workdir import EXPORT_FILE
 
 BROKEN = 3
 OPTIONS = {"examples_per_shard": 4, "batch_size": 4, "devices": jax.devices()[:1]}
@@ -206,6 +209,64 @@ def test_trained_towers_are_refused(world):
     experiment = dataclasses.replace(experiment, trainable=("florence2/.*",))
     with pytest.raises(CacheError, match="frozen towers"):
         FeatureCache(world.float32).check(experiment, world.pieces.processor)
+
+
+def test_towers_that_an_export_holds_otherwise_are_refused(world, tmp_path):
+    frozen = json.loads((world.float32 / MANIFEST).read_text())["frozen"]
+    experiment = world.experiment(cache=str(world.float32))
+    shutil.copytree(experiment.model.florence2, tmp_path / "florence2")
+    (tmp_path / EXPORT_FILE).write_text("{}")
+    run = dataclasses.replace(experiment.run, init_from=str(tmp_path))
+    experiment = dataclasses.replace(experiment, run=run)
+    assert trained_towers(experiment, frozen) == []
+    file = tmp_path / "florence2" / "model.safetensors"
+    tensors = load_file(file)
+    language, tower = (next(n for n in sorted(tensors) if p in n)
+                       for p in ("decoder", "vision_tower"))  # fmt: skip
+    tensors[language] = tensors[language] + 1
+    save_file(tensors, file, {"format": "pt"})
+    assert trained_towers(experiment, frozen) == []  # stage 1 trains it
+    tensors[tower] = tensors[tower] + 1
+    save_file(tensors, file, {"format": "pt"})
+    (found,) = trained_towers(experiment, frozen)
+    assert found.startswith("florence2/vision_tower/")
+    with pytest.raises(CacheError, match=f"export before it, changes {found}"):
+        FeatureCache(world.float32).check(experiment, world.pieces.processor)
+
+
+@pytest.mark.parametrize("place", ["ids", "bad"])
+def test_an_id_in_two_shards_is_refused(world, tmp_path, place):
+    cache = shutil.copytree(world.float32, tmp_path / "cache")
+    assert len(FeatureCache(cache)) == 9  # the control
+    listing = cache / shard_names(1, 3)[1]
+    repeated = json.loads((cache / shard_names(0, 3)[1]).read_text())["ids"][0]
+    entry = json.loads(listing.read_text())
+    if place == "ids":
+        entry["ids"][-1] = repeated
+    else:
+        entry["bad"][repeated] = "truncated"
+    listing.write_text(json.dumps(entry))
+    with pytest.raises(CacheError, match=f"two examples of the source have the id '{repeated}'"):
+        FeatureCache(cache)
+
+
+def test_an_id_that_repeats_in_a_source_is_refused(world, tmp_path, monkeypatch):
+    class Repeating:
+        def __init__(self, spec):
+            self.source = open_source(spec)
+
+        def __len__(self):
+            return len(self.source)
+
+        def __getitem__(self, index):
+            return dataclasses.replace(self.source[index], id=f"{index % repeat}.png")
+
+    monkeypatch.setattr(cache_module, "open_source", Repeating)
+    for repeat, within in ((2, True), (5, False)):  # in one shard, in two of them
+        out = tmp_path / str(repeat)
+        with pytest.raises(CacheError, match="two examples of the source have the id '"):
+            build_cache(world.experiment(), out, **OPTIONS)
+        assert len(list(out.glob("*.array_record"))) == (0 if within else 3)
 
 
 def test_random_crops_are_refused(world, tmp_path):

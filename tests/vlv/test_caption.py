@@ -125,6 +125,7 @@ def test_what_the_output_has_is_skipped_or_replaced(captioner, images, tmp_path,
     assert replaced[0] != old
     assert [r["id"] for r in replaced] == [r["id"] for r in records]
     assert len(list(tmp_path.glob("*.partial"))) == 1  # of the other seed
+    assert run(captioner, images, out) == replaced
 
 
 def test_errors_are_tried_again(captioner, images, tmp_path):

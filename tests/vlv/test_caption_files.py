@@ -12,16 +12,16 @@ from PIL import Image
 
 from core_jax.data.folder import FolderSource
 from core_jax.data.sources import SourceError
+from core_jax.resumed_output import shard_path, write_settings
+from vlv_jax.batches import sample_index
 from vlv_jax.caption_files import list_items, sidecar_paths
 from vlv_jax.caption_output import (
     all_records,
     check_settings,
     finish_replacement,
-    note_settings,
     partial_path,
     read_records,
     recover_replacements,
-    shard_path,
 )
 
 
@@ -135,6 +135,9 @@ def test_names_that_are_not_utf8_are_found_again(tmp_path):
     assert again.path == tmp_path / "photos" / raw
     literal = picture(tmp_path / "photos" / r"caf\udce9.png")  # the very name stays another image
     assert len({i.id for i in list_items([str(tmp_path / "photos")])}) == 2
+    source = FolderSource(tmp_path / "photos")
+    assert sorted(source[i].id for i in range(2)) == [r"caf\udce9.png", r"caf\udce9.png#2"]
+    assert len({int(sample_index(source[i].id)) for i in range(2)}) == 2
     assert list_items([str(tmp_path / "m.jsonl")])[0].path == literal
 
 
@@ -220,7 +223,7 @@ def begun(out, seed, count):
     """Captions of some processes with some seed."""
     for index in range(count):
         write_records(shard_path(out, index, count), f"{seed}-{index}")
-        note_settings(shard_path(out, index, count), {"seed": seed})
+        write_settings(shard_path(out, index, count), {"seed": seed})
 
 
 @pytest.mark.parametrize("moves", [0, 1, 2])
@@ -267,7 +270,7 @@ def test_a_replacement_removes_what_other_numbers_of_processes_wrote(tmp_path):
 def test_all_processes_captions_have_one_setting(tmp_path):
     out = tmp_path / "c.jsonl"
     begun(out, 1, 2)
-    note_settings(shard_path(out, 1, 2), {"seed": 2})
+    write_settings(shard_path(out, 1, 2), {"seed": 2})
     for seed in (1, 2):
         with pytest.raises(SourceError, match=r"-0000\d-of-00002\.jsonl was begun with other"):
             check_settings(out, {"seed": seed})

@@ -214,6 +214,15 @@ def test_only_what_is_asked_is_computed(subject, tmp_path, monkeypatch):
         assert set(called) == names
 
 
+def test_held_out_images_have_to_be_named(tiny_hub, tmp_path):
+    """The full-size configs cannot know them."""
+    given = make_experiment(tiny_hub, source={"kind": "auto"})
+    with pytest.raises(WorkdirError, match=r"--config\.evaluation\.source\.path"):
+        load_subject(tmp_path, given)
+    with pytest.raises(WorkdirError, match="not a working directory"):  # the control
+        load_subject(tmp_path, make_experiment(tiny_hub))
+
+
 def test_only_networks_that_are_needed_are_loaded(tiny_hub, tmp_path, monkeypatch):
     given = make_experiment(tiny_hub)
     save_experiment(tmp_path, given)

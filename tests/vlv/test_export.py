@@ -18,6 +18,7 @@ from vlv_jax.exporting import Exportable, write_export
 from vlv_jax.inference import Autoencoder, Captioner
 from vlv_jax.loading import load_networks
 from vlv_jax.model_card import metrics_of, model_card
+from vlv_jax.reconstruct import load_autoencoder
 from vlv_jax.workdir import WorkdirError, assemble
 
 REPORT = {
@@ -111,6 +112,23 @@ def test_only_an_export_is_replaced(model, exported, tmp_path):
     vae = load_model(exported / "stable-diffusion" / "vae")[1]
     assert {x.dtype.name for x in jax.tree.leaves(vae)} == {"float32"}
     write_export(model, exported, report=REPORT)
+
+
+def test_a_config_decides_how_an_export_is_used(model, exported):
+    own = load_autoencoder(None, None, str(exported))
+    assert own.limits == model.experiment.data.limits
+    limits = dataclasses.replace(own.limits, min_side=40)
+    execution = dataclasses.replace(model.experiment.model.execution, conv="im2col")
+    given = dataclasses.replace(
+        model.experiment,
+        model=dataclasses.replace(model.experiment.model, execution=execution),
+        data=dataclasses.replace(model.experiment.data, limits=limits),
+        sampling=dataclasses.replace(model.experiment.sampling, num_steps=3),
+    )
+    used = load_autoencoder(given, None, str(exported))
+    assert (used.sampling.num_steps, used.limits.min_side) == (3, 40)
+    assert used.networks.unet.execution.conv == "im2col"
+    assert own.networks.unet.execution.conv != "im2col"
 
 
 def test_a_random_crop_is_for_training_only(model, exported, tmp_path):

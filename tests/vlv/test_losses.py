@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +11,27 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from core_jax.models.auto import load_config
+from core_jax.models.clip_text import FAMILY as CLIP_FAMILY
+from core_jax.models.clip_text import CLIPTextModel
+from core_jax.models.unet import FAMILY as UNET_FAMILY
+from core_jax.models.unet import UNet2DConditionModel
 from core_jax.partition import flatten, merge, split
 from core_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from core_jax.train.state import init_state
 from core_jax.train.step import make_train_step
+from tests.vlv.hub import save_random
 from vlv_jax import stage1, stage2
 from vlv_jax.batches import caption_row, sample_index
-from vlv_jax.encoding import caption_embeddings, context_of, image_features, latent_moments
+from vlv_jax.encoding import (
+    caption_embeddings,
+    context_of,
+    context_of_text,
+    image_features,
+    latent_moments,
+)
 from vlv_jax.experiment import ModelConfig
-from vlv_jax.loading import load_networks
+from vlv_jax.loading import load_networks, text_ids
 from vlv_jax.stage1 import DenoisingConfig, Draws, denoising_losses, draw
 from vlv_jax.stage2 import CaptioningConfig, caption_loss
 
@@ -168,6 +182,73 @@ def test_options_of_the_denoising_loss_change_it(vlv, options):
     changed = _stage1(vlv, batch, DenoisingConfig(**options))
     assert np.isfinite(changed)
     assert abs(changed - plain) > 1e-4 * plain
+
+
+def test_a_dropped_condition_is_the_empty_caption_s_context(vlv):
+    networks, params, pieces = vlv
+    rng = np.random.default_rng(0)
+    side, channels = networks.unet.config.sample_size, networks.unet.config.in_channels
+    latents = jnp.asarray(rng.normal(size=(4, side, side, channels)), jnp.float32)
+    width = networks.unet.config.cross_attention_dim
+    context = jnp.asarray(rng.normal(size=(4, 6, width)), jnp.float32)
+    draws = draw(networks, DENOISING, jax.random.key(1), jnp.arange(4), latents.shape[1:])
+    text = text_ids(pieces.text_tokenizer, [""], 77)  # tokenised and encoded as a caption is
+    encode = jax.jit(lambda ids: context_of_text(networks, params, ids))
+    empty = encode(jnp.asarray(text))[:, :6]
+    dropping = DenoisingConfig(condition_dropout=0.5)
+
+    @jax.jit
+    def losses(context, keep):
+        kept = dataclasses.replace(draws, keep_condition=keep)
+        return denoising_losses(networks, params, latents, context, kept, dropping)
+
+    keep, all_kept = jnp.asarray([True, False, True, False]), jnp.ones(4, bool)
+    got = losses(context, keep)
+    contexts = jnp.where(keep[:, None, None], context, empty)
+    np.testing.assert_allclose(got, losses(contexts, all_kept), rtol=1e-5)
+    conditioned = losses(context, all_kept)  # the control: here nothing is dropped
+    moved = np.abs(np.asarray(got - conditioned)) / np.asarray(conditioned)
+    assert moved[1::2].min() > 1e-4
+    assert moved[::2].max() < 1e-5
+
+
+def test_the_condition_is_dropped_as_often_as_asked(vlv):
+    config = DenoisingConfig(condition_dropout=0.3)
+    kept = draw(vlv[0], config, jax.random.key(0), jnp.arange(2000), (1, 1, 1)).keep_condition
+    assert abs(float(np.mean(kept)) - 0.7) < 0.04  # four standard deviations
+    kept = draw(vlv[0], DENOISING, jax.random.key(0), jnp.arange(2000), (1, 1, 1)).keep_condition
+    assert np.all(kept)
+
+
+def test_stable_diffusion_1_5_conditions_on_the_queries(tiny_hub, tmp_path):
+    """Another width, quick GELU, convolutions around the attention, one number of heads."""
+    source, pipeline = pathlib.Path(tiny_hub.diffusion), tmp_path / "sd15"
+    for part in ("vae", "scheduler", "tokenizer"):
+        shutil.copytree(source / part, pipeline / part)
+    text = load_config(source / "text_encoder")[1]
+    text = dataclasses.replace(text, hidden_size=20, hidden_act="quick_gelu")
+    save_random(CLIP_FAMILY, CLIPTextModel, text, pipeline / "text_encoder", 5)
+    unet = load_config(source / "unet")[1]
+    unet = dataclasses.replace(
+        unet, cross_attention_dim=20, attention_head_dim=2, use_linear_projection=False
+    )
+    save_random(UNET_FAMILY, UNet2DConditionModel, unet, pipeline / "unet", 6)
+    config = ModelConfig(**tiny_hub.model() | {"diffusion": str(pipeline)})
+    networks, params, pieces = load_networks(config)
+    rng = np.random.default_rng(0)
+    latent = (2, unet.sample_size, unet.sample_size, unet.in_channels)
+    batch = {
+        "index": jnp.arange(2, dtype=jnp.int32),
+        "features": jnp.asarray(rng.normal(size=(2, 5, 24)), jnp.float32),
+        "latent_mean": jnp.asarray(rng.normal(size=latent), jnp.float32),
+        "latent_logvar": jnp.full(latent, -4.0),
+    }
+    value = _stage1((networks, params, pieces), batch)
+    # What a unit-variance prediction against unit noise loses, and a condition that is read.
+    assert 0.3 < value < 10
+    bridge = {**params["bridge"], "query_embed": -params["bridge"]["query_embed"]}
+    other = _stage1((networks, {**params, "bridge": bridge}, pieces), batch)
+    assert abs(other - value) > 1e-5 * value
 
 
 def test_drawn_timesteps_stay_above_the_smallest(vlv):

@@ -72,6 +72,32 @@ def test_images_and_their_embeddings_draw_the_same(auto, pictures, tmp_path):
     assert not np.array_equal(again.images[0], again.images[1])
 
 
+def test_pillow_images_are_read_as_their_files_are(auto, tmp_path):
+    rgba = np.zeros((40, 50, 4), np.uint8)
+    rgba[:20, :, 3] = 255
+    Image.fromarray(rgba).save(tmp_path / "half.png")
+    with Image.open(tmp_path / "half.png") as opened:
+        z = auto.encode([opened, str(tmp_path / "half.png")])
+    np.testing.assert_array_equal(z[0], z[1])
+    black = auto.encode([rgba[..., :3]])
+    assert np.abs(z[0] - black[0]).max() > 1e-4
+
+
+def test_batches_are_as_large_as_asked(auto, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        "vlv_jax.inference.redraw_embeddings",
+        lambda networks, params, z, *_, **__: sizes.append(len(z)) or np.zeros((len(z), 8, 8, 3)),
+    )
+    z = np.zeros((5, 4, 8), np.float32)
+    assert len(auto.reconstruct(z)) == len(auto.reconstruct(z, batch_size=3)) == 5
+    assert sizes == [2, 2, 2, 3, 3]
+    with pytest.raises(ValueError, match="no images"):
+        auto.encode([])
+    with pytest.raises(ValueError, match="nothing to draw"):
+        auto.reconstruct(z[:0])
+
+
 def test_composition_takes_the_leading_embeddings(auto, pictures):
     first, second = str(pictures / "a.jpg"), str(pictures / "b.png")
     drawn = compose_images(auto, first, second, num_first=5, num_second=3)

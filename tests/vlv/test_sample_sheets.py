@@ -53,6 +53,7 @@ def made(tiny_hub):
     content = tiny_hub.experiment(stage=2)
     content["model"]["compute_dtype"] = "bfloat16"
     content["model"]["frozen_dtype"] = "bfloat16"
+    content["evaluation"] = {"num_captions": 6}  # no held-out images: sheets show training images
     experiment = to_dataclass(Experiment, content)
     networks, params, pieces = load_networks(experiment.model)
     flat = flatten(params)

@@ -95,3 +95,24 @@ def test_decoded_by_windows_it_says_what_it_says_as_a_captioner(exported):
     for row, caption in zip(said, want, strict=True):
         text = target.tokenizer.decode(row[: caption.num_tokens], skip_special_tokens=True)
         assert text.strip() == caption.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("temperature", "accept"), [(0.0, "rejection"), (1.0, "coupled")])
+def test_drafted_for_it_says_what_it_says_plainly(exported, temperature, accept):
+    from massv_jax.speculative.decoder import SpeculativeDecoder
+    from tests.massv.speculative.test_networks import near
+
+    target = dataclasses.replace(load_target(exported), eos_ids=(-1,))
+    drafter = dataclasses.replace(target, params=near(target.params, 0.08))
+    how = {"max_new_tokens": 12, "temperature": temperature}
+
+    def answers(drafter):
+        decoder = SpeculativeDecoder(target, drafter, accept=accept, prompt_lengths=(4,))
+        return decoder.generate(_images(3), [""] * 3, gamma=3, **how)
+
+    plain, made = answers(None), answers(drafter)
+    np.testing.assert_array_equal(made.tokens, plain.tokens)
+    assert len(np.unique(plain.tokens)) >= 5
+    total = made.statistics.total
+    assert 0 < total.accepted.sum() < total.judged.sum()

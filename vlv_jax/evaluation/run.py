@@ -76,11 +76,16 @@ def load_subject(path: pathlib.Path, given: Experiment, parts: Sequence[str] = P
       parts: what will be measured; networks that none of it needs are not loaded.
 
     Raises:
-      WorkdirError: neither a run nor an export, the config has no evaluation part, or captions are
-        all that is asked of a run of stage 1.
+      WorkdirError: neither a run nor an export, the config names no held-out images, or captions
+        are all that is asked of a run of stage 1.
     """
     if given.evaluation is None:
         raise WorkdirError("the config has no `evaluation` part, so nothing says on which images")
+    if not given.evaluation.has_source:
+        raise WorkdirError(
+            "evaluation.source names no images: give the held-out ones, with "
+            "--config.evaluation.source.path=HELD_OUT (docs/data.md says what a source may be)"
+        )
     if is_export(path):
         used, model = None, exported_model(path)
         experiment = dataclasses.replace(given, stage=2 if model.language_model else 1, model=model)

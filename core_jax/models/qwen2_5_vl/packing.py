@@ -13,7 +13,7 @@ the prompt. Several images share a row; `segments` keep them apart.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.struct
@@ -23,7 +23,9 @@ from core_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, Qwen2_5_VLVision
 
 Grid = tuple[int, int, int]  # frames, rows, columns of patches
 
-# Windows of a row. Each size is a program to compile; the steps keep padding below a third.
+# Windows of a row. Each size is a program to compile; the steps keep padding below a third. After
+# the last come steps of a quarter (`row_windows`): released processors let images of 1,365 windows
+# through, and several may have to share a row.
 WINDOW_BUCKETS = (
     1, 2, 3, 4, 6, 9, 12, 16, 20, 25, 30, 36, 49, 64, 81, 100, 121, 144, 196, 256, 324, 400, 512,
     676, 832, 1024,
@@ -88,6 +90,15 @@ def num_windows(grid: Sequence[int] | np.ndarray, config: Qwen2_5_VLVisionConfig
     return frames * -(-rows // side) * -(-columns // side)
 
 
+def row_windows() -> Iterator[int]:
+    """The sizes that a row may have, in windows, from small to large without an end."""
+    yield from WINDOW_BUCKETS
+    windows = WINDOW_BUCKETS[-1]
+    while True:
+        windows += windows // 4
+        yield windows
+
+
 def pack_images(
     patches: Sequence[np.ndarray],
     grids: Sequence[Sequence[int]] | np.ndarray,
@@ -95,7 +106,6 @@ def pack_images(
     *,
     rows: int | None = None,
     windows: int | None = None,
-    buckets: Sequence[int] = WINDOW_BUCKETS,
 ) -> PackedImages:
     """Puts images into rows of whole windows.
 
@@ -107,11 +117,12 @@ def pack_images(
       grids: for each image (frames, rows, columns) in patches.
       config: of the vision tower.
       rows: R; one for each image by default.
-      windows: windows of a row; the smallest fitting one of `buckets` by default.
-      buckets: see `windows`.
+      windows: windows of a row; the smallest fitting one of `row_windows` by default, so that
+        images which are packed together never fail where each of them alone fits.
 
     Raises:
-      ImagePromptError: no image, a grid that is not its patches', or images that do not fit.
+      ImagePromptError: no image, a grid that is not its patches', or images that do not fit into
+        `windows`.
     """
     sizes = [(int(t), int(h), int(w)) for t, h, w in grids]
     if not sizes or len(sizes) != len(patches):
@@ -122,11 +133,11 @@ def pack_images(
             raise ImagePromptError(f"image {i}: patches {image.shape}, its grid {grid} asks {want}")
     needs = [num_windows(grid, config) for grid in sizes]
     rows = len(sizes) if rows is None else rows
-    candidates = (windows,) if windows is not None else tuple(buckets)
+    candidates = row_windows() if windows is None else (windows,)
     placed = next((p for n in candidates if (p := _place(needs, rows, n)) is not None), None)
     if placed is None:
         raise ImagePromptError(
-            f"images of {needs} windows do not fit into {rows} rows of {candidates[-1]}; "
+            f"images of {needs} windows do not fit into {rows} rows of {windows}; "
             "lower max_pixels, or allow more windows"
         )
     places, windows = placed

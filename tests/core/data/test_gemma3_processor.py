@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from core_jax.data.gemma3_processor import Gemma3Processor, gemma3_image_processor
+from core_jax.data.processors import ProcessorError
 from core_jax.models.gemma3 import Gemma3Config, ImagePromptError
 from core_jax.models.gemma3_text import Gemma3TextConfig
 from core_jax.models.siglip import SiglipVisionConfig
@@ -189,7 +190,7 @@ def test_image_processor_equals_transformers(size):
     assert gemma3_image_processor(json.loads(json.dumps(ours.to_hf()))) == ours
     other = gemma3_image_processor(config | {"resample": 3})
     assert np.abs(other(image) - want).max() > 1e-2
-    with pytest.raises(ValueError, match="do_pan_and_scan"):
+    with pytest.raises(ProcessorError, match="do_pan_and_scan"):
         gemma3_image_processor(config | {"do_pan_and_scan": True})
 
 
@@ -210,12 +211,12 @@ def test_what_does_not_fit_is_refused(directory):
         ours(["<start_of_image>" * 2], [[image, image]], max_images=1)
     with pytest.raises(ValueError, match="padding_side"):
         ours(["a"], padding_side="middle")
-    with pytest.raises(ValueError, match="tokenizer of another model"):
+    with pytest.raises(ProcessorError, match="tokenizer of another model"):
         Gemma3Processor(
             ours.tokenizer, ours.image_processor, dataclasses.replace(CONFIG, eoi_token_index=9)
         )
     tower = SiglipVisionConfig(image_size=28, patch_size=14)
-    with pytest.raises(ValueError, match="28 x 28"):
+    with pytest.raises(ProcessorError, match="28 x 28"):
         Gemma3Processor(
             ours.tokenizer, ours.image_processor, dataclasses.replace(CONFIG, vision_config=tower)
         )

@@ -203,6 +203,20 @@ def test_palette_and_colour_key_transparency_become_white():
     assert (decoded[:, :32] == 255).all()
 
 
+def test_a_decoded_picture_has_the_fate_of_its_file():
+    rgba = np.dstack([0 * GRADIENT, np.full((64, 80), 255, np.uint8)])
+    rgba[:, :40, 3] = 0
+    grey = GRADIENT[..., 0].astype(np.uint16) * 257
+    for data in (encode(rgba), encode(grey), exif_rotated("PNG"), encode(GRADIENT)):
+        opened = Image.open(io.BytesIO(data))
+        np.testing.assert_array_equal(images.upright_rgb(opened), decode_image(data))
+    with pytest.raises(BadImage, match="transparent"):
+        images.upright_rgb(Image.new("RGBA", (64, 64), (0, 0, 0, 0)))
+    with pytest.raises(BadImage, match="small"):
+        images.upright_rgb(Image.new("RGB", (64, 8)))
+    assert np.asarray(Image.fromarray(rgba).convert("RGB"))[:, :40].max() == 0  # what it mends
+
+
 def test_bad_image_survives_pickling():
     assert pickle.loads(pickle.dumps(BadImage(Reason.BROKEN))).reason is Reason.BROKEN
 

@@ -54,7 +54,9 @@ def human(text):
          (Fault.UNKNOWN_SPEAKER,)),
         (say("q", "a", "<image>\nr", "b"), 1, [(("q",), "a"), ((None, "r"), "b")], ()),
         ([], 0, [], ()),
-        ([{"from": "human", "value": None}, gpt("a")], 0, [((), "a")], ()),
+        ([{"from": "human", "value": None}, gpt("a")], 0, [], (Fault.EMPTY_QUESTION,)),
+        ([{"from": "human", "value": None}, gpt("a")], 1, [((None,), "a")], (Fault.NO_PLACE,)),
+        (say("<image>", "a", "", "b"), 1, [((None,), "a")], (Fault.EMPTY_QUESTION,)),
     ],
 )  # fmt: skip
 def test_every_oddity_has_its_fate(spoken, images, turns, faults):
@@ -82,8 +84,9 @@ def folder(tmp_path):
         {"id": "a", "image": names[1], "conversations": say("<image>\nWhy?", "So.")},
         {"id": 7, "conversations": say("No image", "Indeed.")},
         {"image": "missing.jpg", "conversations": say("<image>", "x")},
-        {"id": "two", "image": [names[2], names[0]], "conversations": say("<image><image>", "y")},
-    ]
+        {"id": "two", "image": None, "images": [names[2], names[0]],
+         "conversations": say("<image><image>", "y")},
+    ]  # fmt: skip
     (tmp_path / "data.json").write_text(json.dumps(records))
     return tmp_path
 
@@ -108,6 +111,8 @@ def test_files_that_are_not_llava_s_are_refused(tmp_path):
         ([{"id": 1}], "no `conversations`"),
         ([{"image": "../x.jpg", "conversations": say("q", "a")}], "leads out"),
         ([], "no record"),
+        ([{"image": 7, "conversations": say("q", "a")}], "record 0: an image is a path .* not 7"),
+        ([{"image": {"path": "x"}, "conversations": say("q", "a")}], "list of paths, not {"),
     ):
         file = tmp_path / "data.json"
         file.write_text(json.dumps(content))
@@ -127,6 +132,11 @@ def test_evaluation_images_are_left_out_whatever_their_path(folder):
     assert left_out == 2
     (folder / "exclude.json").write_text(json.dumps([{"image": "x/000000000025.jpg"}]))
     assert without_images(source, read_exclusions(folder / "exclude.json"))[1] == 1
+    several = {"images": ["000000000025.jpg", "a/other.png"], "conversations": []}
+    (folder / "exclude.jsonl").write_text(json.dumps(several) + "\n")
+    assert read_exclusions(folder / "exclude.jsonl") == {"coco:25", "other"}
+    with pytest.raises(SourceError, match="'' to exclude none"):
+        read_exclusions(folder / "none.json")
     names.write_text("\n")
     with pytest.raises(SourceError, match="no image"):
         read_exclusions(names)

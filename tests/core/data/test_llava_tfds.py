@@ -45,6 +45,9 @@ def test_prepared_sets_have_the_file_s_examples(tmp_path):
     assert got["a"].caption == "Ein Bär"
     assert got["a"].extras["image_names"] == ["000000000009.png"]
     assert "tensorflow" not in sys.modules
+    half = open_source(SourceSpec(kind="tfds", path=str(path), split="train[:1]"))
+    assert half.fingerprint != source.fingerprint
+    assert source.fingerprint.startswith("llava_mix665k/1.0.0 train [('llava_mix665k-train")
 
 
 def test_a_local_copy_must_be_named(tmp_path):

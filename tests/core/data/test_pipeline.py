@@ -14,7 +14,7 @@ from core_jax.data.pipeline import (
     replacement_index,
 )
 from core_jax.data.resize import CropSpec
-from core_jax.data.sources import Example, Source
+from core_jax.data.sources import EmptySourceError, Example, Source
 from tests.core.data.image_files import encode, noise
 
 FINE = DataPolicy(max_bad_fraction=1.0)
@@ -309,3 +309,8 @@ def test_without_image_gives_the_same_order_and_replacements_and_decodes_nothing
         assert (a["ids"], a["caption"]) == (b["ids"], b["caption"])
     with pytest.raises(TooManyBadExamples):  # the ordinary transform does need the image
         take(Unreadable(10), 1)
+
+
+def test_a_source_without_an_example_is_named():
+    with pytest.raises(EmptySourceError, match="holds no example"):
+        make_batches([], batch_size=2, seed=0, transform=lambda *_: {})

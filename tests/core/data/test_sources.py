@@ -10,7 +10,6 @@ import pytest
 
 from core_jax.data.check import check_source, format_report
 from core_jax.data.images import BadImage, ImageLimits, Reason
-from core_jax.data.pipeline import make_batches
 from core_jax.data.sources import (
     EmptySourceError,
     SourceError,
@@ -175,8 +174,6 @@ class TestParquet:
         self.write(tmp_path / "a.parquet", pa.array([], pa.binary()))
         with pytest.raises(EmptySourceError, match=r"without an example: path=.*a\.parquet"):
             open_kind("auto", tmp_path / "a.parquet")
-        with pytest.raises(EmptySourceError, match="empty"):
-            make_batches([], batch_size=1, seed=0, transform=None)
         self.write(tmp_path / "b.parquet", PNG[:1])  # an empty file beside others is no harm
         assert contents(open_kind("auto", tmp_path)) == [("b.parquet#0", PNG[0], None)]
 

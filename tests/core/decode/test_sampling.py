@@ -87,6 +87,19 @@ def test_greedy_is_the_argmax_and_bad_rules_are_refused():
     logits = jnp.asarray(_logits())
     assert np.array_equal(choose_token(logits, SamplingRule()), np.argmax(_logits(), axis=-1))
     for bad in (dict(temperature=-1.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.5),
-                dict(repetition_penalty=0.0)):  # fmt: skip
+                dict(repetition_penalty=0.0), dict(temperature=np.nan), dict(temperature=np.inf),
+                dict(top_p=np.nan), dict(repetition_penalty=np.nan)):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(bad))):
             SamplingRule(**bad)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-60])
+@pytest.mark.parametrize("limits", [{}, {"top_k": 3}, {"top_p": 0.9}])
+def test_tiny_temperatures_take_the_likeliest_and_share_ties(temperature, limits):
+    logits = np.tile(np.float32([25.0, 90.0, -40.0, 3.0]), (2, 1))
+    logits[1, 2] = 90.0
+    rule = SamplingRule(temperature=temperature, **limits)
+    probs = np.array(jax.nn.softmax(warp_logits(jnp.asarray(logits), rule), axis=-1))
+    np.testing.assert_allclose(probs, [[0, 1, 0, 0], [0, 0.5, 0.5, 0]], atol=1e-6)
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert int(choose_token(jnp.asarray(logits), rule, keys)[0]) == 1

@@ -17,6 +17,7 @@ from core_jax.models import load_config, load_model, save_model
 from core_jax.models.auto import UnknownModelError, family_of, find_family
 from core_jax.models.clip_text import FAMILY as CLIP_TEXT
 from core_jax.models.clip_text import CLIPTextConfig, CLIPTextModel
+from core_jax.models.hf_config import ModelConfigError
 from core_jax.models.qwen2 import FAMILY as QWEN2
 from core_jax.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 from core_jax.partition import flatten
@@ -219,11 +220,20 @@ def test_pipelines_are_dictionaries_of_their_sub_folders(clip, tmp_path):
 def test_what_no_family_reads(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         load_model(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"an adapter .* merge it into its base model"):
+        load_model(tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     with pytest.raises(UnknownModelError, match=r"LlamaForCausalLM.*supported.*Qwen2"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+    with pytest.raises(ModelConfigError, match=r"config\.json is not JSON"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ModelConfigError, match=r"config\.json holds no JSON object"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2", "hidden_act": "relu"}')
+    with pytest.raises(ModelConfigError, match=r"config\.json: Qwen2: not supported .*relu"):
         load_config(tmp_path)
     (tmp_path / "config.json").unlink()
     (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "SD3Transformer2DModel"]}')

@@ -1,11 +1,20 @@
 """Qwen2.5-VL against transformers: image tokens, logits, positions, packing."""
 
+import dataclasses
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from core_jax.data.qwen2_5_vl_images import Qwen2_5_VLImageProcessor
 from core_jax.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
-from core_jax.models.qwen2_5_vl import ImagePromptError, pack_images, place_prompts
+from core_jax.models.qwen2_5_vl import (
+    ImagePromptError,
+    Qwen2_5_VLVisionConfig,
+    pack_images,
+    place_prompts,
+)
 from tests.core.models.qwen2_5_vl_twin import (
     CONFIGS,
     IMAGE,
@@ -207,6 +216,27 @@ def test_one_shape_serves_images_of_many_sizes():
         )
         shapes.add(packed.batch.patches.shape)
     assert shapes == {(1, 6 * 16, 1176), (1, 9 * 16, 1176)}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows", "windows"),
+    [
+        ([(4000, 5000)], 1, 1280),  # 1044 windows
+        ([(252, 50400)], 1, 1600),  # of 9 x 1800 image tokens: 1350
+        ([(3000, 3000)] * 3, 2, 1600),  # 729 each: each alone fits into a row of 832
+    ],
+    ids=["a photograph", "a ribbon", "three in two rows"],
+)
+def test_what_a_released_processor_lets_through_is_packed(sizes, rows, windows):
+    released = {"min_pixels": 3136, "max_pixels": 12845056}
+    grids = [Qwen2_5_VLImageProcessor.from_hf(released).grid_for(*size) for size in sizes]
+    small = dataclasses.replace(Qwen2_5_VLVisionConfig(), patch_size=1, window_size=8)
+    patches = random_images(types.SimpleNamespace(vision_config=small), grids)
+    packed = pack_images(patches, grids, small, rows=rows)
+    assert packed.batch.segments.shape == (rows, windows * small.window_patches)
+    assert (packed.batch.segments > 0).sum() == sum(map(len, patches))
+    with pytest.raises(ImagePromptError, match=f"{rows} rows of 700"):
+        pack_images(patches, grids, small, rows=rows, windows=700)
 
 
 def test_place_prompts_without_a_mask():

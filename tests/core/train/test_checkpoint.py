@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pathlib
@@ -316,6 +317,17 @@ def test_resume_of_a_warm_started_run(tmp_path, state):
     for other in (None, "/another"):
         with pytest.raises(ResumeError, match="init_from='/other'"):
             decide_start(tmp_path, changed(init_from=other))
+
+
+def test_a_warm_start_needs_the_weights_that_the_source_was_trained_with(tmp_path):
+    source = changed(config={"model": {"tower": "hub/a"}})
+    write_record(tmp_path / "one", source, resumed_at=None)
+    new = changed(init_from=str(tmp_path / "one"), config={"model": {"tower": "hub/b"}})
+    # The same bytes elsewhere, and networks that the source did not have, are no difference.
+    more = {"tower": "abc", "language_model": "ghi", "init_from": "jkl"}
+    assert decide_start(tmp_path / "two", dataclasses.replace(new, frozen_hashes=more)) == "warm"
+    with pytest.raises(ResumeError, match=r"tower: there hub/a \(hash abc\), here hub/b \(xyz\)"):
+        decide_start(tmp_path / "two", dataclasses.replace(new, frozen_hashes={"tower": "xyz"}))
 
 
 def test_checkpoints_without_a_record_are_refused(tmp_path, state):

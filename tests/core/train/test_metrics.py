@@ -65,8 +65,14 @@ def test_progress_lines():
     writer.start(0, 200)
     writer.write(100, {"loss": 0.12345, "images_per_second": 42.0, "steps_per_second": 0.5})
     writer.write(100, {"eval_score": 1.0})
+    writer.write(150, {"loss": 0.1, "bad_fraction": 0.0025})
+    writer.write(160, {"loss": 0.1, "bad_fraction": 0.0})
     writer.close()
-    assert stream.getvalue() == ("train: step 100/200 50%  loss 0.1235  42 images/s  ETA 3m20s\n")
+    assert stream.getvalue() == (
+        "train: step 100/200 50%  loss 0.1235  42 images/s  ETA 3m20s\n"
+        "train: step 150/200 75%  loss 0.1  0.25% skipped\n"
+        "train: step 160/200 80%  loss 0.1\n"
+    )
 
 
 def test_progress_overwrites_itself_on_a_terminal():

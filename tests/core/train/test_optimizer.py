@@ -39,6 +39,7 @@ def test_linear_and_constant_schedules():
         ({"min_ratio": 2.0}, "min_ratio"),
         ({"clip_norm": 0.0}, "clip_norm"),
         ({"total_steps": 0}, "total_steps"),
+        ({"learning_rate": 0.0}, "learning_rate"),
     ],
 )
 def test_bad_configs_raise(change, message):

@@ -97,6 +97,17 @@ def test_a_whole_report(experiment, tmp_path, temperatures):
     assert "Does the drafter look?" in page
 
 
+def test_questions_that_do_not_fit_are_left_out_and_counted(experiment, tmp_path):
+    file = tmp_path / "held.json"
+    records = json.loads(file.read_text())
+    records[1]["conversations"][0]["value"] = "<image>\n" + "a" * 30
+    file.write_text(json.dumps(records))
+    plain, left_out = open_questions(experiment, images_only=False, decoder=decoder(None))
+    assert [q.id for q in plain] == ["e0", "e2", "e3", "e4", "e5"]  # three of each task, if there
+    assert "longer than the cache" in left_out["e1"]
+    assert "e1" in {q.id for q in open_questions(experiment, images_only=False)[0]}
+
+
 def test_what_is_shown_changes_acceptance_and_not_the_answer(experiment):
     questions, _ = open_questions(experiment, images_only=False)
     who = decoder(toy(0.3))

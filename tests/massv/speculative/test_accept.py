@@ -179,6 +179,15 @@ def test_temperatures_of_rows_do_not_mix():
     assert (np.isfinite(mixed).sum(axis=-1) == [[1, 1], [6, 6], [6, 6]]).all()
 
 
+def test_tiny_temperatures_of_rows_are_right():
+    logits = np.tile(np.float32([25.0, 90.0, -40.0, 3.0]), (3, 2, 1))
+    alone = _warp(logits, SamplingRule(temperature=1e-38))
+    mixed = _warp(logits, SamplingRule(temperature=1.0), np.float32([1e-38, 1e-30, 1e-3]))
+    for warped in (alone, mixed):
+        probs = np.array(jax.nn.softmax(warped, axis=-1))
+        np.testing.assert_array_equal(probs, np.tile(np.eye(4)[1], (3, 2, 1)))
+
+
 def test_bfloat16_logits_are_warped_in_float32():
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 2, (5, 3, 12)), jnp.bfloat16)
     rule = SamplingRule(temperature=0.7, top_p=0.9)

@@ -10,7 +10,14 @@ import pytest
 from core_jax.decode.frontends import allowed_length
 from core_jax.decode.target import Target, TargetInputs
 from massv_jax.binding import BindingError
-from massv_jax.speculative.adaptive import ALL, AdaptiveGamma, GammaChoice
+from massv_jax.speculative.adaptive import (
+    ALL,
+    AdaptiveGamma,
+    FixedGamma,
+    GammaChoice,
+    Replay,
+    policy_of,
+)
 from massv_jax.speculative.decoder import RequestError, SpeculativeDecoder
 from massv_jax.speculative.drafters import LookupDrafter, ModelDrafter, text_prompt, text_rows
 from massv_jax.speculative.profile import profile
@@ -136,14 +143,40 @@ def test_an_adaptive_run_can_be_repeated_from_its_log():
     made = decoder(batch_size=3).generate(IMAGES, PROMPTS, gamma=policy, **hot)
     used = {call.gamma for calls in made.choices for call in calls}
     assert used <= {1, 2, 4}
-    again = decoder(batch_size=3).generate(IMAGES, PROMPTS, gamma=made.choices, **hot)
-    assert again.texts == made.texts
-    assert again.choices == made.choices
+    assert made.max_gamma == 4
+    assert Replay(made.choices).max_gamma == max(used)
+    for repeated in (made.choices, made.replay()):
+        again = decoder(batch_size=3).generate(IMAGES, PROMPTS, gamma=repeated, **hot)
+        assert again.texts == made.texts
+        assert again.choices == made.choices
+    assert again.max_gamma == 4
     short = [made.choices[0][:1], made.choices[1]]
     with pytest.raises(ValueError, match="logged choices end"):
         decoder(batch_size=3).generate(IMAGES, PROMPTS, gamma=short, **hot)
     greedy = decoder().generate(IMAGES, PROMPTS, gamma=AdaptiveGamma(gammas=(1, 3)), **OPTIONS)
     assert greedy.texts == decoder(None).generate(IMAGES, PROMPTS, **OPTIONS).texts
+
+
+def test_a_replay_has_the_room_of_the_run_that_it_repeats():
+    choices = ((GammaChoice(2, 8),),)
+    assert Replay(choices).max_gamma == 2
+    assert Replay(choices, 5).max_gamma == 5
+
+
+def test_a_window_that_the_caches_have_no_room_for_is_refused():
+    """Writes beyond a cache would be clamped into it."""
+    session = decoder().begin(IMAGES, PROMPTS, max_gamma=2, **OPTIONS)
+    for gamma in (0, 3):
+        with pytest.raises(RequestError, match=f"window of {gamma} drafts"):
+            session.advance(gamma)
+    session.advance(2)
+    assert session.done
+    with pytest.raises(RequestError, match="window of 1"):
+        decoder(None).begin(IMAGES, PROMPTS, **OPTIONS).advance(1)
+
+
+def test_numpy_numbers_are_numbers():
+    assert policy_of(np.int64(5)) == FixedGamma(5)
 
 
 def test_a_policy_weighs_acceptance_against_cost():
@@ -202,7 +235,7 @@ def test_a_text_drafter_sees_no_placeholder():
         (dict(temperature=-1.0), "temperature"),
         (dict(top_p=0.0), "top_p"),
         (dict(max_new_tokens=0), "at least 1"),
-        (dict(max_new_tokens=55), "leave no room"),
+        (dict(max_new_tokens=60), "leave no room"),
         (dict(row_seeds=[1]), "row_seeds"),
     ],
 )
@@ -230,10 +263,21 @@ def test_prompts_that_do_not_fit_their_images_or_the_cache(monkeypatch):
         decoder().generate(None, [[{"role": "user"}]], chat=False, **OPTIONS)
 
 
+def test_a_prompt_that_fits_is_not_refused_for_its_padding():
+    """60 positions: with 50 new tokens there is room for 10, which is no length of the list."""
+    wide = decoder(None, prompt_lengths=(8, 16))
+    assert wide.allowed_lengths(44) == [8, 16]
+    assert wide.allowed_lengths(50) == [8, 10]
+    assert wide.allowed_lengths(55) == [5]
+    wide.check(None, ["a" * 10], {"max_new_tokens": 50})
+    with pytest.raises(ValueError, match="longer than the cache has room for"):
+        wide.check(None, ["a" * 11], {"max_new_tokens": 50})
+
+
 def test_what_is_no_drafter():
     with pytest.raises(TypeError, match="dict is no drafter"):
         decoder({})
-    with pytest.raises(TypeError, match="share the target's vision tower"):
+    with pytest.raises(BindingError, match="share the target's vision tower"):
         decoder(dataclasses.replace(NEAR, model_type="other"))
     other = dataclasses.replace(NEAR, frontend=ToyFrontend(ToyTokenizer("bacdefghijklmnopqrstuvw")))
     with pytest.raises(BindingError, match="2 of the target's tokens"):

@@ -10,6 +10,7 @@ import pytest
 from massv_jax.speculative import StopReason
 from massv_jax.speculative.drafting import LookupPrompt, LookupProposer, NetworkProposer
 from massv_jax.speculative.loop import Params, Program, advance, start
+from massv_jax.speculative.options import MAX_GAMMA
 from tests.massv.speculative.toy import (
     ToyDecoder,
     decode,
@@ -43,7 +44,7 @@ def test_plain_greedy_equals_the_reference_without_a_cache():
     np.testing.assert_array_equal(state.counts.rounds, [NEW - 1] * 5)
 
 
-@pytest.mark.parametrize("gamma", [1, 3, 5])
+@pytest.mark.parametrize("gamma", [1, 3, 5, MAX_GAMMA])
 def test_speculative_greedy_equals_plain(gamma):
     """With an end token that many answers reach inside a window, and limits of their own."""
     limits = [NEW, 9, NEW, 1, 0]

@@ -73,6 +73,17 @@ def _equal_to_plain(target, drafter, gammas, least_distinct):
     assert cut.lengths[0] <= 10
 
 
+@pytest.mark.parametrize("family", ["qwen", "gemma"])
+def test_a_prompt_without_a_token_is_refused(family, qwen_pair, gemma_pair):
+    """There would be no place whose logits are those of a first token."""
+    target = load_target({"qwen": qwen_pair, "gemma": gemma_pair}[family].target)
+    frontend, limits = target.frontend, {"lengths": [64]}
+    assert frontend.prepare(["a cat"], [[]], **limits).valid.any()
+    for texts in ([""], ["a cat", ""]):
+        with pytest.raises(ValueError, match=f"prompts of rows .{len(texts) - 1}. have no tokens"):
+            frontend.prepare(texts, [[]] * len(texts), **limits)
+
+
 @pytest.mark.slow
 def test_qwen2_5_vl_drafted_greedily_says_the_same(qwen_pair):
     target = _target(qwen_pair.target)
@@ -185,3 +196,31 @@ def test_a_row_of_a_network_does_not_depend_on_its_neighbours():
     together = _prefix_answers(3, temperature=1.0, drafter=drafter)
     alone = _prefix_answers(3, rows=slice(1, 2), temperature=1.0, drafter=drafter)
     np.testing.assert_array_equal(alone.tokens[0], np.asarray(together.tokens)[1])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_captioner_drafting_for_itself_is_always_right(temperature):
+    _, params = _prefix_model()
+    made = _prefix_answers(3, temperature=temperature, drafter=params)
+    np.testing.assert_array_equal(made.counts.accepted, made.counts.judged)
+    assert (np.asarray(made.counts.rounds) == 6).all()  # 23 tokens, four at a time
+    other = _prefix_answers(3, temperature=temperature, drafter=near(params, 0.05))
+    assert (np.asarray(other.counts.rounds) > 6).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen", "gemma"])
+def test_a_row_with_images_does_not_depend_on_its_neighbours(family, qwen_pair, gemma_pair):
+    """Neither its padding nor the rows of packed images that it shares change its text."""
+    target = _target({"qwen": qwen_pair, "gemma": gemma_pair}[family].target)
+    target = dataclasses.replace(target, eos_ids=())
+    drafter = dataclasses.replace(target, params=near(target.params, 0.04))
+    together = _decode(target, drafter, temperature=1.0)
+    decoder = SpeculativeDecoder(target, drafter, prompt_lengths=(64, 96, 128))
+    for row in range(3):
+        alone = decoder.generate(
+            _images()[row : row + 1], QUESTIONS[row : row + 1], max_new_tokens=NEW, gamma=3,
+            temperature=1.0, row_seeds=[row],
+        )  # fmt: skip
+        np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
+    assert len({tuple(row) for row in together.tokens.tolist()}) == 3
