@@ -27,8 +27,7 @@ _OUT = flags.DEFINE_string(
     "out", "", "Where the report goes; by default a folder `report` beside the runs."
 )
 _ONLY = flags.DEFINE_list("only", [], "Train and evaluate these VLV runs only; compare nothing.")
-# MASSV's half waits for its stand-ins: they are not trained yet.
-_PART = flags.DEFINE_enum("part", "vlv", ["both", "vlv", "massv"], "Which of the two methods.")
+_PART = flags.DEFINE_enum("part", "both", ["both", "vlv", "massv"], "Which of the two methods.")
 
 LARGEST = "qwen2.5-large"
 TITLE, GALLERY = "Results in miniature", 24
