@@ -7,6 +7,8 @@ import pathlib
 import shutil
 import tarfile
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from core_jax.config import ConfigError, to_dataclass
@@ -85,6 +87,25 @@ def test_sampled_captions_depend_on_neither_batch_nor_kill(captioner, images, tm
     with pytest.raises(SourceError, match=r"a\.jsonl was begun with other settings: seed was"):
         run(captioner, images, tmp_path / "a.jsonl")
     assert run(captioner, images, tmp_path / "a.jsonl", overwrite="replace") != whole
+
+
+def test_everything_that_decides_on_captions_is_noted(captioner, images, tmp_path):
+    out = tmp_path / "c.jsonl"
+    run(captioner, images, out)
+    views, limits = captioner.views, captioner.limits
+    halved = jax.tree.map(lambda x: x.astype(jnp.bfloat16), captioner.params["language_model"])
+    small = dataclasses.replace(views.processor, size=(48, 48))
+    for name, changes in {
+        "dtype": {"params": captioner.params | {"language_model": halved}},
+        "prompt_ids": {"networks": dataclasses.replace(captioner.networks, prompt_ids=(0, 2))},
+        r"views\.crop": {"views": dataclasses.replace(views, crop="squash")},
+        r"processor\.size": {"views": dataclasses.replace(views, processor=small)},
+        r"limits\.max_pixels": {"limits": dataclasses.replace(limits, max_pixels=10**6)},
+    }.items():
+        with pytest.raises(SourceError, match=f"other settings: {name} was"):
+            run(dataclasses.replace(captioner, **changes), images, out)
+    other = dataclasses.replace(captioner.sampling, batch_size=3)
+    run(dataclasses.replace(captioner, sampling=other), images, out)
 
 
 def test_what_the_output_has_is_skipped_or_replaced(captioner, images, tmp_path, monkeypatch):
