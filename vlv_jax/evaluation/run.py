@@ -87,8 +87,9 @@ def load_subject(path: pathlib.Path, given: Experiment, parts: Sequence[str] = P
             "--config.evaluation.source.path=HELD_OUT (docs/data.md says what a source may be)"
         )
     if is_export(path):
-        used, model = None, exported_model(path)
-        experiment = dataclasses.replace(given, stage=2 if model.language_model else 1, model=model)
+        model = exported_model(path, given.model)
+        stage = 2 if model.language_model else 1
+        used = experiment = dataclasses.replace(given, stage=stage, model=model)
     else:
         used = experiment = experiment_to_use(path, given)
     if not _NEED_DECODER & set(parts):
