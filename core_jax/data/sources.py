@@ -36,6 +36,9 @@ class EmptySourceError(SourceError):
 class Example:
     """One record, its image not yet decoded.
 
+    Id and caption are valid Unicode, whatever bytes a file's name has and whatever JSON escapes:
+    what is none becomes backslash escapes (`clean_text`). So they can be written and tokenized.
+
     Attributes:
         id: Unique within the source and stable across runs.
         image: Encoded bytes, the path of a file, or None where the record has none.
@@ -49,6 +52,11 @@ class Example:
     caption: str | None = None
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     root: Path | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "id", clean_text(self.id))
+        if self.caption is not None:
+            object.__setattr__(self, "caption", clean_text(self.caption))
 
     def encoded_image(self, limits: ImageLimits | None = None) -> bytes:
         """The encoded bytes of the image, read from its file where it is a path.
