@@ -25,7 +25,7 @@ from massv_jax.evaluation.reporting import (
     report_look,
 )
 from massv_jax.evaluation.speed import PLAIN as PLAIN_ARM
-from massv_jax.evaluation.speed import report_speed, time_answers
+from massv_jax.evaluation.speed import profile_entries, report_speed, time_answers
 from massv_jax.experiment import Experiment
 from massv_jax.generating import open_drafter_named
 from massv_jax.placing import local_mesh
@@ -234,11 +234,12 @@ def _speed(job: _Job) -> None:
         for arm, decoder in job.subject.arms.items() for gamma in settings.gammas
     }  # fmt: skip
     for temperature in settings.temperatures:
+        costs = profile_entries(entries, job.questions[0], temperature)
         for task, which in job.tasks.items():
             timed = [job.questions[i] for i in which[: settings.num_timed]]
             job.say(f"timing {len(timed)} {task} at temperature {temperature:g}")
             found = time_answers(entries, timed, experiment.decoding, temperature=temperature)
-            report_speed(job.place, task, temperature, found)
+            report_speed(job.place, task, temperature, found, costs)
 
 
 def _look(job: _Job) -> None:
