@@ -72,7 +72,8 @@ def load_subject(path: pathlib.Path, given: Experiment, parts: Sequence[str] = P
 
     Args:
       path: the working directory of a run, or an exported directory.
-      given: the config; what the run itself is comes from the run.
+      given: the config; what the run itself is comes from the run. Precision and execution are
+        the config's, and for an export its limits of images.
       parts: what will be measured; networks that none of it needs are not loaded.
 
     Raises:
