@@ -13,7 +13,7 @@ from core_jax.train.run_record import versions
 from massv_jax.distilling import load_limited_target
 from massv_jax.evaluation.acceptance import Measured, Tasks, measure, split_tasks
 from massv_jax.evaluation.arms import RECORDS
-from massv_jax.evaluation.forced import compare_on_answers
+from massv_jax.evaluation.forced import Forced, compare_on_answers
 from massv_jax.evaluation.looking import can_look, look
 from massv_jax.evaluation.prompts import EvaluationError, Question, open_questions
 from massv_jax.evaluation.reporting import (
@@ -219,9 +219,18 @@ def _forced(job: _Job) -> None:
             )  # fmt: skip
             if compared is not None:
                 found[arm] = compared
+                _join(job, compared, arm, temperature)
         for task, which in job.tasks.items():
             arms = {arm: compared.rows(which) for arm, compared in found.items()}
             report_forced(job.place, task, temperature, arms)
+
+
+def _join(job: _Job, compared: Forced, arm: str, temperature: float) -> None:
+    """Puts distances into the lines of that arm, whatever its window."""
+    row_of = {question.id: i for i, question in enumerate(job.questions)}
+    for line in job.lines:
+        if line["arm"] == arm and line["temperature"] == temperature:
+            line.update(compared.of_question(row_of[line["id"]]))
 
 
 def _speed(job: _Job) -> None:
