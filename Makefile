@@ -1,7 +1,7 @@
 # Everything that a newcomer or a CI machine types. Python 3.11 and make are all it needs.
-#   make demo               trains VLV on the miniature world and leaves runs/demo/report.html
-#   make demo SCALE=smoke   the same in about two minutes, without thresholds
-#   make results            all figures of the README again; resumable, two to three hours
+#   make demo               VLV and MASSV on the miniature world; leaves runs/demo/report.html
+#   make demo SCALE=smoke   the same in a few minutes, without thresholds
+#   make results            all figures of the README again; resumable, hours
 #   make test               the fast tests
 #   make plan               compiles for TPU pods what of docs/plans is stale; needs libtpu
 #   make plan-check         fails if a plan in docs/plans is stale; compiles nothing
