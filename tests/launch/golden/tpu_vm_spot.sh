@@ -13,9 +13,6 @@ cat > "$stage/vlv-stage1/run.sh" <<'END_OF_FILE'
 #!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "$0")/code"
-if ! mountpoint -q /bucket; then
-  gcsfuse --implicit-dirs my-bucket /bucket
-fi
 export PYTHONUNBUFFERED=1
 export LAUNCH_COMMIT=0123456789ab
 export LAUNCH_SOURCES=0123456789abcdef
@@ -43,25 +40,35 @@ if ! command -v gcsfuse >/dev/null; then
   echo "gcsfuse is missing on this image: install it (docs/launching.md)" >&2
   exit 1
 fi
+# Nobody but its user can touch a mounted bucket, and nobody at all a dead one.
+sudo systemctl stop launch-bucket.service 2>/dev/null || true
+sudo umount --lazy /bucket 2>/dev/null || true
 sudo mkdir -p /bucket
 sudo chown "$(id -u):$(id -g)" /bucket
+sed -e "s|@HOME@|$PWD|g" -e "s|@USER@|$(id -un)|g" launch-bucket.service |
+  sudo tee /etc/systemd/system/launch-bucket.service >/dev/null
 sed -e "s|@HOME@|$PWD|g" -e "s|@USER@|$(id -un)|g" vlv-stage1.service |
   sudo tee /etc/systemd/system/vlv-stage1.service >/dev/null
 sudo systemctl daemon-reload
-sudo systemctl enable --quiet vlv-stage1
-sudo systemctl reset-failed vlv-stage1 2>/dev/null || true
-sudo systemctl restart vlv-stage1
+sudo systemctl enable --quiet launch-bucket.service
+sudo systemctl reset-failed launch-bucket.service 2>/dev/null || true
+sudo systemctl restart launch-bucket.service
+sudo systemctl enable --quiet vlv-stage1.service
+sudo systemctl reset-failed vlv-stage1.service 2>/dev/null || true
+sudo systemctl restart vlv-stage1.service
 END_OF_FILE
 cat > "$stage/vlv-stage1/vlv-stage1.service" <<'END_OF_FILE'
 [Unit]
 Description=vlv_jax.train of the launch vlv-stage1
-Wants=network-online.target
-After=network-online.target
+Wants=network-online.target launch-bucket.service
+After=network-online.target launch-bucket.service
 StartLimitIntervalSec=infinity
 StartLimitBurst=11
 
 [Service]
 User=@USER@
+ExecStartPre=/bin/bash -c 'until mountpoint -q /bucket && stat -t /bucket/. >/dev/null; do sleep 1; done'
+TimeoutStartSec=300
 ExecStart=/bin/bash @HOME@/run.sh
 EnvironmentFile=@HOME@/secrets.env
 KillSignal=SIGTERM
@@ -70,6 +77,26 @@ TimeoutStopSec=300
 Restart=on-failure
 RestartSec=20
 LimitNOFILE=1048576
+
+[Install]
+WantedBy=multi-user.target
+END_OF_FILE
+cat > "$stage/vlv-stage1/launch-bucket.service" <<'END_OF_FILE'
+[Unit]
+Description=the bucket my-bucket at /bucket
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+User=@USER@
+ExecStartPre=-+/usr/bin/umount --lazy /bucket
+ExecStart=/usr/bin/env gcsfuse --foreground --implicit-dirs my-bucket /bucket
+ExecStartPost=/bin/bash -c 'until mountpoint -q /bucket && stat -t /bucket/. >/dev/null; do sleep 1; done'
+ExecStopPost=-+/usr/bin/umount --lazy /bucket
+Restart=always
+RestartSec=5
+TimeoutStartSec=60
 
 [Install]
 WantedBy=multi-user.target
