@@ -10,6 +10,8 @@ from launch.request import Request
 from launch.shell import Verbatim, exports, here_document, line, need_secrets
 
 _END = "END_OF_FILE"
+# Stands at the end of a setup: one that was cut short is no install.
+_INSTALLED = "installed"
 # What a secret's value may hold: systemd would read quotes, spaces and backslashes in it.
 _PLAIN = "A-Za-z0-9._~+/=:@-"
 
@@ -29,6 +31,7 @@ def setup_script(job: Request) -> str:
         "#!/usr/bin/env bash",
         "set -euo pipefail",
         'cd "$(dirname "$0")"',
+        f"rm -f {_INSTALLED}",
         "# What runs saves and ends before its code goes.",
         f"sudo systemctl stop {job.name} 2>/dev/null || true",
         "rm -rf code && mkdir code && tar -xzf code.tar.gz -C code",
@@ -58,6 +61,7 @@ def setup_script(job: Request) -> str:
             f"sudo systemctl reset-failed {one} 2>/dev/null || true",
             f"sudo systemctl restart {one}",
         ]
+    lines.append(f"touch {_INSTALLED}")
     return "\n".join(lines) + "\n"
 
 
@@ -136,10 +140,10 @@ def install_command(job: Request) -> str:
 
 
 def unit_state_command(name: str) -> str:
-    """Prints missing, active, activating, inactive (the command is done) or failed."""
+    """Prints missing (not set up to the end), active, activating, inactive (done) or failed."""
     return (
-        f"if [ -e {name}/run.sh ]; then systemctl show {name} --property=ActiveState --value; "
-        "else echo missing; fi"
+        f"if [ -e {name}/{_INSTALLED} ]; then "
+        f"systemctl show {name} --property=ActiveState --value; else echo missing; fi"
     )
 
 

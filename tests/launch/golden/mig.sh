@@ -22,6 +22,7 @@ cat > "$stage/vlv-stage1/setup.sh" <<'END_OF_FILE'
 #!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "$0")"
+rm -f installed
 # What runs saves and ends before its code goes.
 sudo systemctl stop vlv-stage1 2>/dev/null || true
 rm -rf code && mkdir code && tar -xzf code.tar.gz -C code
@@ -54,6 +55,7 @@ sudo systemctl restart launch-bucket.service
 sudo systemctl enable --quiet vlv-stage1.service
 sudo systemctl reset-failed vlv-stage1.service 2>/dev/null || true
 sudo systemctl restart vlv-stage1.service
+touch installed
 END_OF_FILE
 cat > "$stage/vlv-stage1/vlv-stage1.service" <<'END_OF_FILE'
 [Unit]
@@ -122,14 +124,14 @@ request() {
     --zone=us-east5-b >/dev/null 2>&1; then
     gcloud compute instance-groups managed create vlv-stage1 --project=my-project \
       --zone=us-east5-b --template=vlv-stage1 --size=0 --target-size-policy-mode=bulk \
-      --default-action-on-vm-failure=do-nothing
+      --default-action-on-vm-failure=repair
   fi
   gcloud compute instance-groups managed resize vlv-stage1 --project=my-project \
     --zone=us-east5-b --size=1
 }
-hosts() {
+hosts() {  # that run
   gcloud compute instance-groups managed list-instances vlv-stage1 --project=my-project \
-    --zone=us-east5-b '--format=value(name)'
+    --zone=us-east5-b '--format=value(name)' --filter=instanceStatus=RUNNING
 }
 install_on() {
     gcloud compute scp "$stage/vlv-stage1.tar.gz" "$host:" --project=my-project \

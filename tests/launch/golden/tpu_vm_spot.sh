@@ -24,6 +24,7 @@ cat > "$stage/vlv-stage1/setup.sh" <<'END_OF_FILE'
 #!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "$0")"
+rm -f installed
 # What runs saves and ends before its code goes.
 sudo systemctl stop vlv-stage1 2>/dev/null || true
 rm -rf code && mkdir code && tar -xzf code.tar.gz -C code
@@ -56,6 +57,7 @@ sudo systemctl restart launch-bucket.service
 sudo systemctl enable --quiet vlv-stage1.service
 sudo systemctl reset-failed vlv-stage1.service 2>/dev/null || true
 sudo systemctl restart vlv-stage1.service
+touch installed
 END_OF_FILE
 cat > "$stage/vlv-stage1/vlv-stage1.service" <<'END_OF_FILE'
 [Unit]
@@ -159,7 +161,7 @@ while true; do
       fi
       unit=$(gcloud compute tpus tpu-vm ssh vlv-stage1-0 --project=my-project --zone=us-east5-b \
         --worker=0 --tunnel-through-iap \
-        '--command=if [ -e vlv-stage1/run.sh ]; then systemctl show vlv-stage1 --property=ActiveState --value; else echo missing; fi' || true)
+        '--command=if [ -e vlv-stage1/installed ]; then systemctl show vlv-stage1 --property=ActiveState --value; else echo missing; fi' || true)
       case "$unit" in
         inactive) echo 'the command is done'; break ;;
         missing) started=no ;;

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "$0")"
+rm -f installed
 # What runs saves and ends before its code goes.
 sudo systemctl stop vlv-stage1 2>/dev/null || true
 rm -rf code && mkdir code && tar -xzf code.tar.gz -C code
@@ -33,3 +34,4 @@ sudo systemctl restart launch-bucket.service
 sudo systemctl enable --quiet vlv-stage1.service
 sudo systemctl reset-failed vlv-stage1.service 2>/dev/null || true
 sudo systemctl restart vlv-stage1.service
+touch installed
