@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import sys
 
-# Each question has a file of answers, a line each; the last one is repeated. "FAIL ..." fails.
+# Each question has a file of answers, a line each; the last one is repeated. "!..." fails.
 GCLOUD = """\
 #!{python}
 import pathlib, sys
@@ -17,8 +17,8 @@ for file in sorted(folder.glob("*.answers")):
     pattern, *lines = file.read_text().splitlines()
     if all(part in asked for part in pattern.split("&")):
         file.write_text(chr(10).join([pattern, *(lines[1:] or lines)]))
-        if lines[0].startswith("FAIL"):
-            sys.exit(lines[0].removeprefix("FAIL").strip() or 1)
+        if lines[0].startswith("!"):
+            sys.exit(lines[0].removeprefix("!").strip() or 1)
         print(lines[0].replace(" ", chr(10)))
         break
 """

@@ -43,8 +43,8 @@ def test_machines_that_do_not_come_back_are_asked_for_anew(cloud):
 
 
 def test_a_failed_question_neither_ends_the_watch_nor_installs_again(cloud):
-    cloud.answers("list-instances", FOUR, "FAIL", FOUR)
-    cloud.answers(STATE, "FAIL", *["active"] * 3, "inactive")
+    cloud.answers("list-instances", FOUR, "!", FOUR)
+    cloud.answers(STATE, "!", *["active"] * 3, "inactive")
     done = cloud.run(_spot())
     assert done.returncode == 0, done.stderr
     assert cloud.asked("compute scp") == 4
@@ -62,7 +62,7 @@ def test_a_command_that_failed_on_whole_machines_ends_the_watch(cloud):
 def test_status_says_how_many_hosts_run_of_how_many(cloud, hosts, status, told):
     cloud.answers("targetSize", "4")
     cloud.answers("list-instances", hosts)
-    cloud.answers(STATE, "active", "FAIL", "active")
+    cloud.answers(STATE, "active", "!", "active")
     done = cloud.run(mig.status("vlv-stage1", PLACE).text)
     assert done.returncode == status
     assert f"{told} hosts run" in done.stdout
@@ -71,6 +71,6 @@ def test_status_says_how_many_hosts_run_of_how_many(cloud, hosts, status, told):
 
 
 def test_what_is_left_of_a_group_that_is_gone_is_deleted(cloud):
-    cloud.answers("list-instances", "FAIL")
+    cloud.answers("list-instances", "!")
     assert cloud.run(mig.delete("vlv-stage1", PLACE).text).returncode == 0
     assert cloud.asked("instance-templates delete") == 1

@@ -70,17 +70,32 @@ request() {
     --zone=us-east5-b --node-id=vlv-stage1 --accelerator-type=v5litepod-256 \
     --runtime-version=v2-alpha-tpuv5-lite --autocheckpoint-enabled
 }
-state() {  # empty where there is no such resource
+pause=30
+back_off() {
+  sleep "$pause"
+  pause=$((pause * 2 < 600 ? pause * 2 : 600))
+}
+state() {  # absent where there is no such resource, unknown where that was not learned
   gcloud compute tpus queued-resources describe vlv-stage1 --project=my-project \
-    --zone=us-east5-b '--format=value(state.state)' 2>/dev/null || true
+    --zone=us-east5-b '--format=value(state.state)' 2>"$stage/error" && return
+  if grep -q NOT_FOUND "$stage/error"; then
+    echo absent
+  else
+    cat "$stage/error" >&2
+    echo unknown
+  fi
 }
 wait_until_active() {
   local now
-  while now=$(state) && [ "$now" != ACTIVE ]; do
+  while true; do
+    now=$(state)
     case "$now" in
+      ACTIVE) return ;;
       FAILED | SUSPENDED) echo "the resource is $now" >&2; return 1 ;;
+      unknown) back_off; continue ;;
     esac
-    echo "waiting: ${now:-not there yet}"
+    pause=30
+    echo "waiting: $now"
     sleep 30
   done
 }
@@ -92,7 +107,10 @@ install_and_start() {
     '--command=umask 077 && tar -xzf vlv-stage1.tar.gz && rm vlv-stage1.tar.gz && bash vlv-stage1/setup.sh'
 }
 
-if [ -z "$(state)" ]; then
+while now=$(state) && [ "$now" = unknown ]; do
+  back_off
+done
+if [ "$now" = absent ]; then
   request
 fi
 wait_until_active

@@ -120,17 +120,32 @@ request() {
     --runtime-version=v2-alpha-tpuv5 --autocheckpoint-enabled --network=net --subnetwork=sub \
     --internal-ips --service-account=trainer@my-project.iam.gserviceaccount.com --spot
 }
-state() {  # empty where there is no such resource
+pause=30
+back_off() {
+  sleep "$pause"
+  pause=$((pause * 2 < 600 ? pause * 2 : 600))
+}
+state() {  # absent where there is no such resource, unknown where that was not learned
   gcloud compute tpus queued-resources describe vlv-stage1 --project=my-project \
-    --zone=us-east5-b '--format=value(state.state)' 2>/dev/null || true
+    --zone=us-east5-b '--format=value(state.state)' 2>"$stage/error" && return
+  if grep -q NOT_FOUND "$stage/error"; then
+    echo absent
+  else
+    cat "$stage/error" >&2
+    echo unknown
+  fi
 }
 wait_until_active() {
   local now
-  while now=$(state) && [ "$now" != ACTIVE ]; do
+  while true; do
+    now=$(state)
     case "$now" in
+      ACTIVE) return ;;
       FAILED | SUSPENDED) echo "the resource is $now" >&2; return 1 ;;
+      unknown) back_off; continue ;;
     esac
-    echo "waiting: ${now:-not there yet}"
+    pause=30
+    echo "waiting: $now"
     sleep 30
   done
 }
@@ -150,8 +165,12 @@ install_and_start() {
 started=no
 while true; do
   case "$(state)" in
-    "")
-      request
+    unknown)
+      back_off
+      continue
+      ;;
+    absent)
+      request || echo 'the request failed; trying again' >&2
       started=no
       ;;
     ACTIVE)
@@ -171,9 +190,10 @@ while true; do
     FAILED | SUSPENDED)
       echo 'the machines were taken away; asking for others'
       gcloud compute tpus queued-resources delete vlv-stage1 --project=my-project \
-        --zone=us-east5-b --force --quiet
-      continue
+        --zone=us-east5-b --force --quiet || true
+      started=no
       ;;
   esac
+  pause=30
   sleep 60
 done
