@@ -15,7 +15,7 @@ import yaml
 from core_jax.distributed import PREEMPTED
 from launch.artifact import Artifact, Step, in_turn
 from launch.machines import SliceError
-from launch.request import BUCKET_MOUNT, LaunchError, Request
+from launch.request import BUCKET_MOUNT, LaunchError, Request, check_place
 from launch.shell import line
 
 JOB = "slice"  # the replicated job's name
@@ -45,7 +45,8 @@ def manifest(job: Request, cluster: Cluster) -> dict[str, Any]:
 
     Raises:
       SliceError: GKE has no such TPU.
-      LaunchError: the image is missing, or a bucket without an account.
+      LaunchError: the image is missing, a bucket is without an account, or the working directory
+        would not last.
     """
     row = job.topology.accelerator
     if row.kind != "tpu":
@@ -54,6 +55,7 @@ def manifest(job: Request, cluster: Cluster) -> dict[str, Any]:
         raise LaunchError("gke needs --image, a container image with this code")
     if job.bucket and not cluster.service_account:
         raise LaunchError("--bucket needs --service_account, a Kubernetes account that may use it")
+    check_place(job)
     labels = {"kueue.x-k8s.io/queue-name": cluster.queue} if cluster.queue else {}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",

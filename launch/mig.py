@@ -12,7 +12,7 @@ adds machines to an empty group only (Google's page "About bulk mode in a MIG").
 from launch import worker
 from launch.artifact import Artifact, commands, script
 from launch.machines import SliceError
-from launch.request import Request, check_remote
+from launch.request import Request, check_place, check_remote
 from launch.shell import Verbatim, flag, line
 from launch.tpu_vm import Place
 
@@ -88,10 +88,11 @@ def launch(job: Request, place: Place) -> Artifact:
     """Makes the group, waits until it stands, installs on every host, starts.
 
     Raises:
-      LaunchError: the code is not a commit.
+      LaunchError: the code is not a commit, or the working directory would not last.
       SliceError: there are no instance groups of that topology.
     """
     check_remote(job)
+    check_place(job)
     if not job.topology.accelerator.image:
         raise SliceError(f"{job.topology.name} has no instance groups; use tpu_vm or gke")
     if job.slices > 1:

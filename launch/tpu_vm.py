@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from launch import worker
 from launch.artifact import Artifact, commands, script
-from launch.request import Request, check_remote
+from launch.request import Request, check_place, check_remote
 from launch.shell import Verbatim, flag, line
 
 
@@ -85,10 +85,11 @@ def launch(job: Request, place: Place) -> Artifact:
     """Asks for the slices, waits, installs, starts; with spot, again whenever they are taken.
 
     Raises:
-      LaunchError: the code is not a commit.
+      LaunchError: the code is not a commit, or the working directory would not last.
       SliceError: the Cloud TPU API does not have the topology.
     """
     check_remote(job)
+    check_place(job)
     names = nodes(job.name, job.slices)
     archive = Verbatim(f'"$stage/{job.name}.tar.gz"')
     install = [

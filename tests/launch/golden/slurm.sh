@@ -22,7 +22,7 @@ export LAUNCH_SOURCES=0123456789abcdef
 export JAX_PLATFORMS=cuda
 # One that fails ends all: the others would wait for it.
 srun --label --kill-on-bad-exit=1 python -m vlv_jax.train --config=configs/vlv_stage1.py \
-  --workdir=runs/vlv-stage1 --config.run.steps=1000
+  --workdir=/shared/runs/vlv-stage1 --config.run.steps=1000
 status=$?
 again() {  # a job whose script still runs is in these states if somebody has ended it
   scontrol show job "$SLURM_JOB_ID" | grep -Eq "JobState=(CANCELLED|COMPLETING)" ||

@@ -15,7 +15,7 @@ export LAUNCH_COMMIT=0123456789ab
 export LAUNCH_SOURCES=0123456789abcdef
 # exec: SIGTERM must reach the trainer, not a shell that waits for it.
 exec ../venv/bin/python -m vlv_jax.train --config=configs/vlv_stage1.py \
-  --workdir=runs/vlv-stage1 --config.run.steps=1000
+  --workdir=/shared/runs/vlv-stage1 --config.run.steps=1000
 END_OF_FILE
 cat > "$stage/vlv-stage1/setup.sh" <<'END_OF_FILE'
 #!/usr/bin/env bash
