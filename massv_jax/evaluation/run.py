@@ -13,6 +13,7 @@ from core_jax.train.run_record import versions
 from massv_jax.distilling import load_limited_target
 from massv_jax.evaluation.acceptance import Measured, Tasks, measure, split_tasks
 from massv_jax.evaluation.arms import RECORDS
+from massv_jax.evaluation.examples import show_answers
 from massv_jax.evaluation.forced import Forced, compare_on_answers
 from massv_jax.evaluation.looking import can_look, look
 from massv_jax.evaluation.prompts import EvaluationError, Question, open_questions
@@ -206,6 +207,9 @@ def _acceptance(job: _Job) -> None:
                 base = plain.rows(which)
                 identical = {key: measured.same_as(base) for key, measured in arms.items()}
             report_acceptance(job.place, task, temperature, arms, identical)
+            if temperature == 0:
+                greedy = job.subject.plain, job.plain_at(0.0)
+                show_answers(job.place, task, which, job.questions, greedy, found)
 
 
 def _forced(job: _Job) -> None:
