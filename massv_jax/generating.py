@@ -11,7 +11,7 @@ import json
 import pathlib
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,8 +89,12 @@ def open_drafter_named(
     return load_target(path, **options)
 
 
-def generate_answers(decoder: SpeculativeDecoder, job: GenerateJob) -> Statistics | None:
+def generate_answers(
+    decoder: SpeculativeDecoder, job: GenerateJob, *, at: Callable[[str], None] = lambda place: None
+) -> Statistics | None:
     """Answers every prompt that has no answer yet.
+
+    `at` is told where the job is, after every batch.
 
     Returns:
       What this call's rounds did; None if there was nothing to do.
@@ -121,6 +125,7 @@ def generate_answers(decoder: SpeculativeDecoder, job: GenerateJob) -> Statistic
                 ids = [r["id"] for r in records if "error" not in r]
                 log.write(window_line(ids, time.perf_counter() - start, answers))
                 log.flush()
+            at(f"prompt {count} of {len(todo)}")
             now = time.perf_counter() - began
             if now - shown > 10 or count == len(todo):
                 shown = now

@@ -32,6 +32,7 @@ from core_jax.data.sources import Source, open_source
 from core_jax.files import remove_unfinished, sync_folder, write_whole
 from core_jax.partition import flatten
 from core_jax.sharding import make_mesh, mesh_of
+from core_jax.stopping import stop_between
 from core_jax.watchdog import HEARTBEATS, Watchdog
 from vlv_jax import networks as names
 from vlv_jax.batches import ImageViews, policy_of, views_of
@@ -368,7 +369,7 @@ def main() -> None:
                 batch_size=size.value,
                 process_index=index,
                 process_count=jax.process_count(),
-                at=watchdog.at,
+                at=stop_between(watchdog.at),
             )
         if missing:
             print(f"{missing} shards are missing still, of other processes", flush=True)
