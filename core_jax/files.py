@@ -49,6 +49,12 @@ def write_whole(
         sync_folder(path.parent)
 
 
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """Puts a file on the disk, before something else says that it is whole."""
+    with pathlib.Path(path).open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
 def sync_folder(folder: pathlib.Path) -> None:
     """Makes renames in a folder survive a power cut, where the file system can do that."""
     with contextlib.suppress(OSError):
