@@ -17,14 +17,19 @@ def settings_file(output: pathlib.Path) -> pathlib.Path:
     return output.with_name(f"{output.name}.settings.json")
 
 
-def read_settings(output: pathlib.Path) -> Any:
+def read_settings(output: pathlib.Path) -> dict[str, Any] | None:
     """What is noted; None without a note.
 
     Raises:
-      ValueError: the note is no JSON.
+      ValueError: the note is no JSON object.
     """
     file = settings_file(output)
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is no JSON object")
+    return found
 
 
 def write_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
