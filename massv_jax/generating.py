@@ -21,6 +21,7 @@ from core_jax.data.images import BadImage
 from core_jax.decode.frontends import open_image
 from core_jax.decode.sampling import SamplingRule
 from core_jax.decode.target import Target, load_target
+from core_jax.files import sync_file
 from core_jax.partition import tree_hash
 from core_jax.resumed_output import shard_path
 from massv_jax.binding import weight_hashes
@@ -132,6 +133,8 @@ def generate_answers(
                 left = (len(todo) - count) * now / count
                 print(f"{count}/{len(todo)}  {count / now:.2f} prompts/s  {left:.0f} s left",
                       flush=True)  # fmt: skip
+    for file in (output, windows):
+        sync_file(file)
     return Statistics.concatenate(parts) if parts else None
 
 

@@ -23,6 +23,7 @@ from absl import flags
 from core_jax.config import ConfigError
 from core_jax.data.images import BadImage, decode_image
 from core_jax.data.sources import SourceError
+from core_jax.files import sync_file
 from core_jax.partition import tree_hash
 from core_jax.resumed_output import shard_path
 from core_jax.stopping import stop_between
@@ -117,6 +118,7 @@ def caption_inputs(
             out.flush()  # what was computed survives a kill
             failed += sum("error" in record for record in records)
             progress.add(len(records))
+    sync_file(path)  # before old captions go, or anything is said of these
     if job.overwrite == "replace":
         os.replace(path, final)
         end_replacing(

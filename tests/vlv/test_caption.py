@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
@@ -84,6 +85,20 @@ def test_sampled_captions_depend_on_neither_batch_nor_kill(captioner, images, tm
     with pytest.raises(SourceError, match=r"a\.jsonl was begun with other settings: seed was"):
         run(captioner, images, tmp_path / "a.jsonl")
     assert run(captioner, images, tmp_path / "a.jsonl", overwrite="replace") != whole
+
+
+def test_captions_are_on_the_disk_before_they_take_the_place_of_others(
+    captioner, images, tmp_path, monkeypatch
+):
+    done, replace = [], os.replace
+    monkeypatch.setattr(caption, "sync_file", lambda path: done.append(path.name))
+    monkeypatch.setattr(
+        os, "replace", lambda old, new: (done.append(pathlib.Path(new).name), replace(old, new))
+    )
+    run(captioner, images, tmp_path / "c.jsonl", overwrite="replace")
+    at = done.index("c.jsonl")
+    assert done[at - 1].startswith("c.jsonl.")
+    assert done[at - 1].endswith(".partial")
 
 
 def test_what_the_output_has_is_skipped_or_replaced(captioner, images, tmp_path, monkeypatch):
