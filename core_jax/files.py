@@ -11,6 +11,8 @@ from collections.abc import Iterable
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "a file becomes longer than a process may make it here (ulimit -f) or than the "
+    "file system takes: raise the limit, or name another folder",
     errno.EROFS: "the file system is read-only: mount it for writing, or name another folder",
     errno.EACCES: "permission denied: change its owner or its rights, or name another folder",
     errno.EPERM: "permission denied: change its owner or its rights, or name another folder",
