@@ -26,6 +26,7 @@ def run_command(
     workdir: bool = True,
     config: bool = True,
     define: Callable[[], None] = lambda: None,
+    in_step: bool = False,
 ) -> None:
     """Parses flags and runs `job(experiment, workdir)`.
 
@@ -43,6 +44,7 @@ def run_command(
       workdir: whether that flag is required.
       config: whether that flag is required.
       define: defines the command's own flags.
+      in_step: it trains, and saves on SIGTERM; see `core_jax.distributed.joined`.
     """
     from ml_collections import config_flags
 
@@ -64,7 +66,7 @@ def run_command(
         logging.set_verbosity(logging.WARNING)  # Orbax tells every detail at INFO
         try:
             path = _workdir(place.value)
-            with distributed.joined(_membership()):
+            with distributed.joined(_membership(), in_step=in_step):
                 told = _agreed_config(files.value, experiment, path)
                 try:
                     job(told, path)

@@ -140,8 +140,8 @@ def _on_tpu(env: Mapping[str, str]) -> bool:
     return found and importlib.util.find_spec("libtpu") is not None
 
 
-def initialize(member: Membership) -> None:
-    """Meets the other processes.
+def initialize(member: Membership, *, in_step: bool = True) -> None:
+    """Meets the other processes; for `in_step` see `joined`.
 
     Raises:
       DistributedError: they did not meet, or jax could not find out who they are.
@@ -159,6 +159,8 @@ def initialize(member: Membership) -> None:
         arguments["cluster_detection_method"] = "deactivate"
     elif member.method == "slurm":
         arguments["cluster_detection_method"] = "slurm"
+    # Its handler of SIGTERM takes the signal's effect away; only the training loop asks it.
+    jax.config.update("jax_enable_preemption_service", in_step)
     address = member.coordinator_address or ""
     if address.rpartition(":")[0] in _LOCAL_HOSTS and "JAX_COORDINATOR_BIND_ADDRESS" not in (
         os.environ
@@ -191,10 +193,15 @@ def _not_met(member: Membership, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def joined(member: Membership | None) -> Iterator[None]:
+def joined(member: Membership | None, *, in_step: bool = True) -> Iterator[None]:
     """Joins the others for the length of a command; alone, it does nothing.
 
     A process that fails ends at once: the ordinary way waits for processes that wait for it.
+
+    Args:
+      member: of this process.
+      in_step: the command asks `core_jax.train.preemption` after every step, and saves on SIGTERM.
+        In others SIGTERM has its usual effect, or that of `core_jax.stopping`.
 
     Raises:
       DistributedError: see `initialize`.
@@ -204,7 +211,7 @@ def joined(member: Membership | None) -> Iterator[None]:
         return
     import jax
 
-    initialize(member)
+    initialize(member, in_step=in_step)
     try:
         yield
     except AllStop as stop:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "a file becomes longer than a process may make it here (ulimit -f) or than the "
+    "file system takes: raise the limit, or name another folder",
     errno.EROFS: "the file system is read-only: mount it for writing, or name another folder",
     errno.EACCES: "permission denied: change its owner or its rights, or name another folder",
     errno.EPERM: "permission denied: change its owner or its rights, or name another folder",
@@ -58,10 +60,15 @@ def move_whole(source: pathlib.Path, target: pathlib.Path) -> None:
     Raises:
       FileNotFoundError: there is no `source`.
     """
-    with source.open("rb+") as file:
-        os.fsync(file.fileno())
+    sync_file(source)
     os.replace(source, target)
     sync_folder(target.parent)
+
+
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """Puts a file on the disk, before something else says that it is whole."""
+    with pathlib.Path(path).open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def sync_folder(folder: pathlib.Path) -> None:

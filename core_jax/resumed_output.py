@@ -17,16 +17,19 @@ def settings_file(output: pathlib.Path) -> pathlib.Path:
     return output.with_name(f"{output.name}.settings.json")
 
 
-def read_settings(output: pathlib.Path) -> Any:
+def read_settings(output: pathlib.Path) -> dict[str, Any] | None:
     """What is noted; None without a note.
 
     Raises:
-      ValueError: the note is no JSON.
+      ValueError: the note is no JSON object.
     """
     try:
-        return json.loads(settings_file(output).read_text(encoding="utf-8"))
+        found = json.loads(settings_file(output).read_text(encoding="utf-8"))
     except FileNotFoundError:  # also where another process is just moving it
         return None
+    if not isinstance(found, dict):
+        raise ValueError(f"{settings_file(output)} is no JSON object")
+    return found
 
 
 def write_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:

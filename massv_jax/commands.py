@@ -12,6 +12,7 @@ def run_command(
     workdir: bool = True,
     config: bool = True,
     define: Callable[[], None] = lambda: None,
+    in_step: bool = False,
 ) -> None:
     """Runs `job(experiment, workdir)`; see `core_jax.commands.run_command`."""
     from core_jax.decode.target import TargetError
@@ -28,5 +29,5 @@ def run_command(
             BindingError, DrafterError, ExportError, JobError, RequestError, TargetError,
             WorkdirError,
         ),
-        workdir=workdir, config=config, define=define,
+        workdir=workdir, config=config, define=define, in_step=in_step,
     )  # fmt: skip

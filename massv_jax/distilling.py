@@ -21,6 +21,7 @@ from core_jax.data.llava_exclude import read_exclusions, without_images
 from core_jax.data.sources import Source, open_source
 from core_jax.decode.frontends import TextFrontend
 from core_jax.decode.target import Target, load_target
+from core_jax.stopping import stop_between
 from core_jax.train.run_record import versions
 from core_jax.watchdog import HEARTBEATS, Watchdog
 from massv_jax.binding import bind, hash_params
@@ -240,12 +241,13 @@ def run(
         raise DistillError(f"process {process_index} of {process_count}: they count from 0")
     seconds = experiment.run.hang_seconds
     with Watchdog(out / HEARTBEATS, seconds=seconds, index=process_index) as watchdog:
+        at = stop_between(watchdog.at)
         plan = make_plan(open_source(experiment.data.source), experiment)
         answerer = make_answerer(experiment)
         settings = make_settings(answerer, plan, experiment)
         manifest = distill(
             answerer, plan, out, settings, process_index=process_index,
-            process_count=process_count, at=watchdog.at,
+            process_count=process_count, at=at,
         )  # fmt: skip
     if manifest is not None:
         print(summary(manifest), flush=True)

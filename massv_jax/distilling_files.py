@@ -26,6 +26,7 @@ ANSWERS = "answers.jsonl"
 PROBLEMS = "problems.json"
 SETTINGS = "distill.json"
 PARTS = "parts"
+_MANIFEST_KEYS = {"ids", "succeeded", "failed", "skipped", "counts", "sha256"}  # of a chunk
 
 
 class DistillError(ValueError):
@@ -82,14 +83,18 @@ class ChunkFolder:
         """Writes the settings, or compares them with those that are there.
 
         Raises:
-          DistillError: the folder was begun with other settings; all that differ are named.
+          DistillError: the folder was begun with other settings, all that differ are named; or
+            what is there cannot be read.
         """
         self.parts.mkdir(parents=True, exist_ok=True)
         file = self.root / SETTINGS
         new = json.loads(json.dumps(settings))
         if not file.is_file():
             write_whole(file, _dump(new))
-        old = json.loads(file.read_text(encoding="utf-8"))
+        old = _read_object(
+            file, "name another folder for --out; or, if the command is the one that began this "
+            "folder, delete that file, and it goes on"
+        )  # fmt: skip
         wrong = sorted(_differences(old, new))
         if wrong:
             raise DistillError(
@@ -119,8 +124,19 @@ class ChunkFolder:
         return self._manifest(number).is_file()
 
     def manifest(self, number: int) -> dict[str, Any]:
-        """A committed chunk's."""
-        return json.loads(self._manifest(number).read_text(encoding="utf-8"))
+        """A committed chunk's.
+
+        Raises:
+          DistillError: it cannot be read.
+        """
+        file = self._manifest(number)
+        remedy = "delete it and run the command again to answer the chunk anew"
+        found = _read_object(file, remedy)
+        if missing := _MANIFEST_KEYS - found.keys():
+            raise DistillError(
+                f"{file} is damaged, it lacks {', '.join(sorted(missing))}; {remedy}"
+            )
+        return found
 
     def answers(self, number: int) -> bytes:
         """A committed chunk's answers, compared with its manifest.
@@ -215,6 +231,21 @@ def check_sums(sums: Mapping[str, int]) -> None:
             f"{found} of {sums['input']} instructions are accounted for ({dict(sums)}); the "
             "instruction file changed, or chunks of another run are in the folder"
         )
+
+
+def _read_object(file: pathlib.Path, remedy: str) -> dict[str, Any]:
+    """An object that this module wrote.
+
+    Raises:
+      DistillError: it is something else by now; the message has the remedy.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DistillError(f"{file} is damaged, it is not JSON ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise DistillError(f"{file} is damaged, it is no JSON object; {remedy}")
+    return found
 
 
 def _dump(value: Any) -> bytes:

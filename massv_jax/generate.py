@@ -50,6 +50,7 @@ def _define() -> None:
 
 
 def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
+    from core_jax.stopping import stop_between
     from massv_jax.generating import (
         change_decoding,
         generate_answers,
@@ -63,6 +64,7 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
     from massv_jax.speculative.adaptive import AdaptiveGamma
     from massv_jax.windows_log import LoggedWindows
 
+    at = stop_between(lambda place: None)
     values = flags.FLAGS
     target = values.target or (experiment.model.target if experiment else "")
     if not target:
@@ -107,7 +109,7 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )  # fmt: skip
-    statistics = generate_answers(decoder, job)
+    statistics = generate_answers(decoder, job, at=at)
     if statistics is not None:
         print(summary_line(statistics, gamma), flush=True)
 

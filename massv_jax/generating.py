@@ -11,7 +11,7 @@ import json
 import pathlib
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from core_jax.data.sources import clean_text
 from core_jax.decode.frontends import open_image
 from core_jax.decode.sampling import SamplingRule
 from core_jax.decode.target import Target, load_target
+from core_jax.files import sync_file
 from core_jax.partition import tree_hash
 from core_jax.resumed_output import shard_path
 from massv_jax.binding import weight_hashes
@@ -90,8 +91,12 @@ def open_drafter_named(
     return load_target(path, **options)
 
 
-def generate_answers(decoder: SpeculativeDecoder, job: GenerateJob) -> Statistics | None:
+def generate_answers(
+    decoder: SpeculativeDecoder, job: GenerateJob, *, at: Callable[[str], None] = lambda place: None
+) -> Statistics | None:
     """Answers every prompt that has no answer yet.
+
+    `at` is told where the job is, after every batch.
 
     Returns:
       What this call's rounds did; None if there was nothing to do.
@@ -122,12 +127,15 @@ def generate_answers(decoder: SpeculativeDecoder, job: GenerateJob) -> Statistic
                 ids = [r["id"] for r in records if "error" not in r]
                 log.write(window_line(ids, time.perf_counter() - start, answers))
                 log.flush()
+            at(f"prompt {count} of {len(todo)}")
             now = time.perf_counter() - began
             if now - shown > 10 or count == len(todo):
                 shown = now
                 left = (len(todo) - count) * now / count
                 print(f"{count}/{len(todo)}  {count / now:.2f} prompts/s  {left:.0f} s left",
                       flush=True)  # fmt: skip
+    for file in (output, windows):
+        sync_file(file)
     return Statistics.concatenate(parts) if parts else None
 
 

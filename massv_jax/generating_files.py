@@ -16,6 +16,8 @@ from core_jax.resumed_output import (
     write_settings,
 )
 
+_ANOTHER = "name another file for --output"
+
 
 class JobError(ValueError):
     """The job's files are not what they should be."""
@@ -127,13 +129,19 @@ def read_done(output: pathlib.Path) -> set[str]:
     if not output.is_file():
         return set()
     data = output.read_bytes()
-    text = data[: data.rfind(b"\n") + 1].decode()
+    try:
+        text = data[: data.rfind(b"\n") + 1].decode()
+    except UnicodeDecodeError as error:
+        raise JobError(f"{output} is no text ({error}); {_ANOTHER}") from error
     done, kept = set(), []
     # Texts may hold what `splitlines` takes for an end of line (U+2028, U+0085).
     for number, line in enumerate(text.split("\n")[:-1], start=1):
-        record = _parse(line, f"{output}:{number}")
+        try:
+            record = _parse(line, f"{output}:{number}")
+        except JobError as error:
+            raise JobError(f"{error}; {_ANOTHER}") from error
         if "id" not in record or not ("text" in record or "error" in record):
-            raise JobError(f"{output}:{number} is no answer; name another file for --output")
+            raise JobError(f"{output}:{number} is no answer; {_ANOTHER}")
         if "text" in record:
             done.add(str(record["id"]))
             kept.append(line + "\n")
@@ -155,9 +163,7 @@ def check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
     try:
         old = read_settings(output)
     except ValueError:
-        raise JobError(
-            f"{settings_file(output)} is damaged; name another file for --output"
-        ) from None
+        raise JobError(f"{settings_file(output)} is damaged; {_ANOTHER}") from None
     if old is None:
         write_settings(output, settings)
     elif changed := changed_settings(old, settings):

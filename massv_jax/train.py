@@ -20,4 +20,4 @@ def _job(experiment: Experiment, workdir: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(_job)
+    run_command(_job, in_step=True)

@@ -29,9 +29,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from core_jax.data.bad import BadLog
 from core_jax.data.images import BadImage, Reason, decode_image
 from core_jax.data.sources import Source, open_source
-from core_jax.files import remove_unfinished, sync_folder, write_whole
+from core_jax.files import remove_unfinished, sync_file, sync_folder, write_whole
 from core_jax.partition import flatten
 from core_jax.sharding import make_mesh, mesh_of
+from core_jax.stopping import stop_between
 from core_jax.watchdog import HEARTBEATS, Watchdog
 from vlv_jax import networks as names
 from vlv_jax.batches import ImageViews, policy_of, views_of
@@ -326,7 +327,7 @@ def _write_shard(
                 ids.append(row.id)
             progress.add(len(block))
         writer.close()
-        _sync(temporary)
+        sync_file(temporary)
         size = temporary.stat().st_size
         os.replace(temporary, out / files[0])
     except BaseException:
@@ -338,12 +339,6 @@ def _write_shard(
         raise
     sync_folder(out)
     write_whole(out / files[1], json.dumps({"ids": ids, "bad": bad, "bytes": size}))
-
-
-def _sync(path: pathlib.Path) -> None:
-    """Puts a file on the disk before its name says that it is whole."""
-    with path.open("rb") as opened:
-        os.fsync(opened.fileno())
 
 
 def main() -> None:
@@ -368,7 +363,7 @@ def main() -> None:
                 batch_size=size.value,
                 process_index=index,
                 process_count=jax.process_count(),
-                at=watchdog.at,
+                at=stop_between(watchdog.at),
             )
         if missing:
             print(f"{missing} shards are missing still, of other processes", flush=True)

@@ -23,6 +23,7 @@ from core_jax.config import ConfigError
 from core_jax.data.images import BadImage, decode_image
 from core_jax.data.sources import SourceError
 from core_jax.resumed_output import shard_path, write_settings
+from core_jax.stopping import stop_between
 from core_jax.watchdog import HEARTBEATS, Watchdog
 from vlv_jax.batches import ImageViews, sample_index
 from vlv_jax.caption_files import Item, list_items, sidecar_paths, write_sidecar
@@ -327,13 +328,14 @@ def main() -> None:
         with Watchdog(
             heartbeats, seconds=value["hang_seconds"], index=wanted.process_index
         ) as watchdog:
+            at = stop_between(watchdog.at)
             try:
                 captioner = load_captioner(
                     experiment, workdir, value["from"], **{name: value[name] for name in changes}
                 )
             except ConfigError as error:
                 raise SystemExit(f"error: {error}") from error
-            caption_inputs(captioner, wanted, at=watchdog.at)
+            caption_inputs(captioner, wanted, at=at)
 
     run_command(job, workdir=False, config=False)
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from core_jax.data.pipeline import evaluation_batches
 from core_jax.data.sources import open_source
 from core_jax.files import write_whole
+from core_jax.gathering import fetch
 from core_jax.partition import merge
 from core_jax.sharding import mesh_of
 from vlv_jax.batches import make_transform, policy_of, views_of
@@ -92,7 +93,9 @@ def make_sample_hook(
     def save(step: int, params: Any) -> None:
         context, prefix = contexts(params)
         key = jax.random.key(sampling.seed)
-        redrawn = redraw(networks, params, context, key, sampling, latent_size=size)
+        redrawn = fetch(
+            redraw(networks, params, context, key, sampling, latent_size=size)
+        )  # fmt: skip
         captions = None
         if prefix is not None:
             tokenizer = pieces.lm_tokenizer
@@ -100,12 +103,12 @@ def make_sample_hook(
                 networks, params, prefix, sampling, key=key,
                 eos_id=tokenizer.eos_token_id, pad_id=tokenizer.pad_token_id or 0,
             )  # fmt: skip
-            captions = decode_texts(tokenizer, generated)
+            captions = decode_texts(tokenizer, fetch(generated))
         if jax.process_index() == 0:
             file = _sheet_file(workdir, step)
             file.parent.mkdir(parents=True, exist_ok=True)
             png = io.BytesIO()
-            draw_sheet(originals, np.asarray(redrawn), captions).save(png, "PNG")
+            draw_sheet(originals, redrawn, captions).save(png, "PNG")
             write_whole(file, png.getvalue())
 
     def hook(step: int, state: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import json
@@ -29,6 +30,7 @@ from core_jax.data.arguments import add_source_arguments, spec_from_arguments
 from core_jax.data.images import BadImage, ImageLimits, Reason, decode_image
 from core_jax.data.sources import Source, clean_text, open_source
 from core_jax.data.tfds_source import EXTRAS_KEY
+from core_jax.files import sync_file, sync_folder, write_whole
 
 _CHUNK = 64  # examples read ahead
 
@@ -96,7 +98,7 @@ def convert_source(
         file = path / f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
         indices = range(len(source))[shard * examples_per_shard : (shard + 1) * examples_per_shard]
         if not journal.has(shard, file):
-            journal.add(shard, *writer.write(file, indices))
+            journal.add(shard, file, *writer.write(file, indices))
         if progress:
             progress(indices.stop, len(source))
     lengths, num_bytes, dropped = journal.totals(shards)
@@ -162,11 +164,14 @@ class ShardWriter:
                             writer.write(record)
                             length += 1
         except BaseException:
-            writer.close()
+            with contextlib.suppress(RuntimeError):  # closing writes, too: on a full disk it fails
+                writer.close()
             temporary.unlink(missing_ok=True)
             raise
         writer.close()
+        sync_file(temporary)
         os.replace(temporary, file)
+        sync_folder(file.parent)
         return length, dropped
 
     def _record(self, index: int) -> tuple[str, bytes | Reason]:
@@ -216,12 +221,11 @@ class _Journal:
         return self._folder / f"{shard:05d}.json"
 
     def has(self, shard: int, file: Path) -> bool:
-        return self._file(shard).exists() and file.exists()
+        return is_whole(file, self._file(shard))
 
-    def add(self, shard: int, length: int, dropped: dict[str, str]) -> None:
-        temporary = self._folder / f".{shard:05d}.tmp"
-        temporary.write_text(json.dumps({"length": length, "dropped": dropped}))
-        os.replace(temporary, self._file(shard))
+    def add(self, shard: int, file: Path, length: int, dropped: dict[str, str]) -> None:
+        entry = {"length": length, "dropped": dropped, "bytes": file.stat().st_size}
+        write_whole(self._file(shard), json.dumps(entry))
 
     def totals(self, shards: int) -> tuple[list[int], int, dict[str, str]]:
         """Lengths of the shards, bytes of the split so far (0: TFDS counts), dropped ids."""
@@ -235,6 +239,20 @@ class _Journal:
         for file in self._folder.iterdir():
             file.unlink()
         self._folder.rmdir()
+
+
+def is_whole(file: Path, report: Path) -> bool:
+    """Whether a shard is what was written, by the size in its report ("bytes").
+
+    A report without one (of an earlier release) is believed.
+    """
+    if not (file.is_file() and report.is_file()):
+        return False
+    try:
+        size = json.loads(report.read_text()).get("bytes")
+    except (ValueError, AttributeError):
+        return False
+    return size is None or file.stat().st_size == size
 
 
 def existing_splits(path: Path) -> list[Any]:

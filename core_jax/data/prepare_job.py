@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from core_jax.data.convert import ShardWriter
+from core_jax.data.convert import ShardWriter, is_whole
 from core_jax.data.images import ImageLimits
 from core_jax.data.prepare_rules import (
     COLOUR_VALUES,
@@ -184,7 +184,7 @@ class Job:
 
     def is_written(self, shard: int, shards: int) -> bool:
         """Whether a shard is whole."""
-        return self.report_file(shard).exists() and self.shard_file(shard, shards).exists()
+        return is_whole(self.shard_file(shard, shards), self.report_file(shard))
 
     def write_shard(
         self, shard: int, shards: int, starts: list[int], records: Iterable[Record],

@@ -83,11 +83,16 @@ def _read(file: str) -> bytes:
 
 
 def finished_summary(job: Job, what: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary of a finished run of the same; None where there is something to do."""
+    """The summary of a finished run of the same; None where there is something to do.
+
+    Raises:
+        PrepareError: It is another's, or its shards are no longer what was written.
+    """
     file = job.path / f"prepare-{job.split}.json"
     if file.exists():
         summary = json.loads(file.read_text())
         _compare(file, summary["what"], what, "was prepared with other options or other files")
+        _check_size(job, summary)
         shutil.rmtree(job.work, ignore_errors=True)  # killed just before it was done
         return summary
     stamp = job.work / "what.json"
@@ -98,6 +103,19 @@ def finished_summary(job: Job, what: dict[str, Any]) -> dict[str, Any] | None:
             f"{job.path} has a split {job.split!r} already; choose another name, version or split"
         )
     return None
+
+
+def _check_size(job: Job, summary: dict[str, Any]) -> None:
+    shards = summary["shards"]
+    files = [job.shard_file(shard, shards) for shard in range(shards)]
+    missing = [file.name for file in files if not file.is_file()]
+    found = sum(file.stat().st_size for file in files if file.is_file())
+    if missing or found != summary["bytes"]:
+        raise PrepareError(
+            f"{job.path}: the shards of {job.split!r} have {found} bytes, and {summary['bytes']} "
+            f"were written{f'; missing: {missing[:5]}' if missing else ''}. They were damaged "
+            "since: remove the folder, and prepare it again"
+        )
 
 
 def _compare(where: Path, then: dict[str, Any], now: dict[str, Any], problem: str) -> None:

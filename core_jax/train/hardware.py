@@ -1,4 +1,4 @@
-"""Peak arithmetic rates, the denominator of the model FLOP utilisation (MFU)."""
+"""What the model FLOP utilisation (MFU) is made of: peak rates, and the compiler's count."""
 
 from typing import Any
 
@@ -39,3 +39,14 @@ def peak_flops(device: Any = None) -> float | None:
     device = jax.devices()[0] if device is None else device
     kind = device.device_kind.lower()
     return next((flops for name, flops in PEAK_BF16_FLOPS if name in kind), None)
+
+
+def compiler_flops(compiled: Any) -> float | None:
+    """The compiler's count for one device; None where the backend has none."""
+    try:
+        analysis = compiled.cost_analysis()
+    except Exception:  # some backends have no cost analysis, each in its own way
+        return None
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    flops = (analysis or {}).get("flops", 0.0)
+    return flops if flops > 0 else None

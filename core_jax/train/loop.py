@@ -6,7 +6,6 @@ state itself, wait.
 """
 
 import dataclasses
-import json
 import logging
 import sys
 import time
@@ -19,9 +18,9 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from core_jax.train.checkpoint import Checkpoints, everywhere
-from core_jax.train.errors import NonFiniteError
-from core_jax.train.hardware import peak_flops
+from core_jax.train.hardware import compiler_flops, peak_flops
 from core_jax.train.metrics import MetricWriter, MultiWriter, default_writers
+from core_jax.train.nonfinite import non_finite_error
 from core_jax.train.preemption import PreemptionGuard
 from core_jax.train.run_record import RunRecord, decide_start, write_record
 from core_jax.train.skipped import SkippedList
@@ -257,7 +256,9 @@ class _Loop:
                 self._flush()
             if due_save:
                 self.watchdog.at(f"saving step {done}")
-                self.skipped.write()  # a run that goes on from here doesn't meet them again
+                # A run that goes on from here doesn't meet them again, nor logs its steps again.
+                self.skipped.write()
+                self.writers.sync()
                 with _Pause(self):
                     checkpoints.save(done, state)
             self._run_hooks(done, state, due_hooks)
@@ -311,7 +312,7 @@ class _Loop:
                 return self.config.count_flops()
             except Exception as error:  # a figure of the log must not stop a run
                 logger.warning("the MFU is a lower bound, by the compiler's count: %s", error)
-        per_device = _compiler_flops(compiled)
+        per_device = compiler_flops(compiled)
         return per_device and per_device * self.num_devices
 
     def _flush(self) -> None:
@@ -322,7 +323,7 @@ class _Loop:
         self.watchdog.at(f"the devices' result of step {step}")
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
         if values["nonfinite"]:
-            self._raise_non_finite(step, values, ids)
+            raise non_finite_error(self.workdir, step, values, ids)
         self.count += 1
         self.images += num_examples
         for name, value in values.items():
@@ -346,20 +347,6 @@ class _Loop:
         if self.flops and peak:
             out["mfu"] = self.flops * self.count / (elapsed * peak * self.num_devices)
         return out
-
-    def _raise_non_finite(self, step: int, values: Mapping[str, float], ids: Any) -> None:
-        names = [] if ids is None else [str(name) for name in np.asarray(ids).reshape(-1)]
-        culprits = ", ".join(f"{k}={values[k]}" for k in ("loss", "grad_norm", "update_norm"))
-        path = epath.Path(self.workdir) / f"nonfinite-{step}-process{jax.process_index()}.json"
-        path.write_text(json.dumps({"step": step, "ids": names, "metrics": repr(values)}) + "\n")
-        shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
-        raise NonFiniteError(
-            f"step {step} is not finite ({culprits}) on the batch of {shown or 'unnamed examples'}"
-            f". Its update was not made and not saved; all names are in {path}. Look at those "
-            "examples, lower the learning rate, or lengthen the warm-up, and run again",
-            step=step,
-            ids=names,
-        )
 
     def _due_hooks(self, done: int) -> list[Hook]:
         is_last = done == self.config.total_steps
@@ -403,14 +390,3 @@ def _num_examples(batch: Tree) -> int:
     """Examples of this process in a batch: global rows over the number of processes."""
     rows = [x.shape[0] for x in jax.tree.leaves(batch) if x.ndim]
     return rows[0] // jax.process_count() if rows else 0
-
-
-def _compiler_flops(compiled: Any) -> float | None:
-    """The compiler's count for one device; None where the backend has none."""
-    try:
-        analysis = compiled.cost_analysis()
-    except Exception:  # some backends have no cost analysis, each in its own way
-        return None
-    analysis = analysis[0] if isinstance(analysis, list) else analysis
-    flops = (analysis or {}).get("flops", 0.0)
-    return flops if flops > 0 else None

@@ -77,6 +77,11 @@ class JsonlWriter:
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Ignores pictures."""
 
+    def sync(self) -> None:
+        """Waits until all lines are on the disk."""
+        if "://" not in os.fspath(self._path):  # there only closing puts a file in its place
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
@@ -178,11 +183,11 @@ class MultiWriter:
 
     def _each(self, method: str, *args: Any) -> None:
         for i, writer in enumerate(self._writers):
-            if self._failures[i] >= self._max_failures:
+            if self._failures[i] >= self._max_failures or not hasattr(writer, method):
                 continue
             try:
                 getattr(writer, method)(*args)
-                self._failures[i] = 0
+                self._failures[i] = self._failures[i] if method == "sync" else 0
             except Exception as error:
                 self._failures[i] += 1
                 # Without start there is nothing to write to.
@@ -208,6 +213,10 @@ class MultiWriter:
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Writes pictures to every writer."""
         self._each("write_images", step, images)
+
+    def sync(self) -> None:
+        """Before a save: lines that a resumed run doesn't write again must survive with it."""
+        self._each("sync")
 
     def close(self) -> None:
         """Closes every writer."""

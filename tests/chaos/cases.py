@@ -124,15 +124,14 @@ class Driver:
         statuses = running.wait(SECONDS)
         hit = hit or statuses[fault.victim] == -9
         text = log.read_text(errors="replace")
-        if fault.kind == "errno" and statuses[fault.victim] not in (0, -9) and not is_clear(text):
+        refused = fault.kind in ("errno", "limit")
+        if refused and statuses[fault.victim] not in (0, -9) and not is_clear(text):
             wrong.append(f"{fault}: not said clearly: {_last_line(text)}")
-        if not fault.signal and fault.kind == "errno" and any(statuses):
+        if refused and any(statuses):
             return f"ended {statuses}: {_said(text)}", False
         return f"ended {statuses}", hit
 
-    def _refused(
-        self, job: Job, folder: pathlib.Path, words: list[str], wrong: list[str]
-    ) -> str:
+    def _refused(self, job: Job, folder: pathlib.Path, words: list[str], wrong: list[str]) -> str:
         """Another config must be refused where there is something to be mixed up with."""
         if not _is_begun(folder):
             return "nothing begun: left out"
@@ -167,8 +166,10 @@ def _is_begun(folder: pathlib.Path) -> bool:
     steps = [p for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
     captions = folder / "captions.jsonl"
     has_captions = captions.is_file() and captions.stat().st_size > 0
-    return bool(steps) or has_captions or any(
-        (folder / name).is_file() for name in ("manifest.json", "distill.json")
+    return (
+        bool(steps)
+        or has_captions
+        or any((folder / name).is_file() for name in ("manifest.json", "distill.json"))
     )
 
 

@@ -8,7 +8,8 @@ import random
 import signal
 from typing import Literal
 
-Kind = Literal["kill", "kill at a change", "term", "errno", "cut", "no marker", "changed"]
+Kind = Literal["kill", "kill at a change", "term", "errno", "limit", "cut", "no marker", "changed"]
+LIMITS = (2**10, 2**13, 2**16)  # bytes; a checkpoint's arrays are longer than any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Fault:
       kind: what.
       share: of the uninterrupted run's seconds, after which a signal comes.
       change: number of the change of a file at which it happens.
-      number: of the error.
+      number: of the error; of a limit, the bytes that a file may have.
       victim: which process it happens to.
     """
 
@@ -49,12 +50,16 @@ class Fault:
             return f"kill process {self.victim} at change {self.change}"
         if self.kind == "errno":
             return f"{errno.errorcode[self.number]} from change {self.change} on"
+        if self.kind == "limit":
+            return f"EFBIG beyond {self.number} bytes"
         return self.kind
 
     def inside(self, folder: pathlib.Path) -> str:
         """CHAOS_FAULT of the process; "" where it comes from outside."""
         if self.kind == "kill at a change":
             return f"kill:{self.change}:{folder}"
+        if self.kind == "limit":
+            return f"limit:{self.number}:{folder}"
         return f"{self.number}:{self.change}:{folder}" if self.kind == "errno" else ""
 
     @property
@@ -66,17 +71,17 @@ class Fault:
 def draw(seed: str, measured: Measured, *, checkpoints: bool, processes: int) -> list[Fault]:
     """Three to five faults, most of them kills; each comes after a restart by the same command."""
     rng = random.Random(seed)
-    kinds: list[Kind] = ["kill", "kill at a change", "kill at a change", "term", "errno"]
+    kinds: list[Kind] = ["kill", "kill at a change", "kill at a change", "term", "errno", "limit"]
     if checkpoints:
         kinds += ["cut", "no marker"]
-    found = [
-        Fault(
-            kind=rng.choice(kinds), share=rng.random(), change=rng.randrange(measured.changes),
-            number=rng.choice([errno.ENOSPC, errno.EROFS, errno.EACCES]),
-            victim=rng.randrange(processes),
-        )
-        for _ in range(rng.randint(3, 5))
-    ]  # fmt: skip
+    found = []
+    for _ in range(rng.randint(3, 5)):
+        kind = rng.choice(kinds)
+        numbers = LIMITS if kind == "limit" else [errno.ENOSPC, errno.EROFS, errno.EACCES]
+        found.append(Fault(
+            kind=kind, share=rng.random(), change=rng.randrange(measured.changes),
+            number=rng.choice(numbers), victim=rng.randrange(processes),
+        ))  # fmt: skip
     if rng.random() < 0.3:
         found.append(Fault(kind="changed"))
     return found

@@ -13,6 +13,7 @@ import os
 import runpy
 import select
 import signal
+import subprocess
 import sys
 
 _AHEAD = (
@@ -69,10 +70,15 @@ def _line() -> bytes:
 
 def _become(request: dict) -> None:
     """The child: never returns."""
-    status = 70
+    status, copier = 70, None
     try:
         die_with_parent()
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if request["env"].get("CHAOS_FAULT", "").startswith("limit"):
+            # The log is a file, too: somebody without a limit writes it.
+            copier = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+            log = os.dup(copier.stdin.fileno())
+            copier.stdin.close()
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
@@ -100,6 +106,11 @@ def _become(request: dict) -> None:
             atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
+        if copier is not None:
+            os.closerange(1, 3)
+            os.close(log)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                copier.wait(10)
         os._exit(status)
 
 

@@ -19,7 +19,8 @@ def test_a_seed_draws_one_schedule_and_another_seed_another():
     assert drawn[3] == draw("job 3", measured, checkpoints=True, processes=2)
     assert drawn[3] != drawn[4]
     kinds = {fault.kind for schedule in drawn for fault in schedule}
-    assert kinds == {"kill", "kill at a change", "term", "errno", "cut", "no marker", "changed"}
+    assert kinds == {"kill", "kill at a change", "term", "errno", "limit", "cut", "no marker",
+                     "changed"}  # fmt: skip
     without = [draw(f"job {i}", measured, checkpoints=False, processes=1) for i in range(40)]
     assert not {f.kind for schedule in without for f in schedule} & {"cut", "no marker"}
 
@@ -94,11 +95,13 @@ def test_a_job_survives_one_fault_of_each_kind(tmp_path):
             Fault(kind="kill at a change", change=late + random.Random(0).randrange(8)),
             Fault(kind="cut"),
             Fault(kind="errno", change=20, number=errno.ENOSPC),
+            Fault(kind="limit", number=2**16),
             Fault(kind="changed"),
         ]
         case = driver.run(job, 0, schedule)
         assert case.kills == 1
         assert not case.wrong, case
+        assert "ocdbt.process_0/d/" in case.faults[3], case  # TensorStore's write, not Python's
         # The control: a moment that is off by one bit, and a step that is told otherwise.
         outcome = driver.outcomes[job.name]
         name = next(name for name in outcome if "opt_state" in name)

@@ -68,5 +68,7 @@ def test_a_disk_s_fault_is_said_whoever_wraps_it():
     wrapped.__cause__ = RuntimeError('write() failed: No space left on device; writing "x/y"')
     assert "the disk is full" in storage_problem(wrapped)
     assert "read-only" in storage_problem(OSError(errno.EROFS, "Read-only file system"))
+    cpp = ValueError('OUT_OF_RANGE: Failed writing: "runs/a/d/0": File too large')
+    assert storage_problem(cpp).startswith("runs/a/d/0: a file becomes longer")
     assert storage_problem(ValueError("shape")) == ""
     assert storage_problem(KeyError("a")) == ""

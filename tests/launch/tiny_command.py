@@ -65,4 +65,4 @@ def job(experiment, workdir):
 
 
 if __name__ == "__main__":
-    run_command(job, Experiment, example="tests/launch/tiny_config.py", errors=())
+    run_command(job, Experiment, example="tests/launch/tiny_config.py", errors=(), in_step=True)

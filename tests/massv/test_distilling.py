@@ -255,6 +255,20 @@ def test_other_settings_and_damaged_chunks_are_refused(source, tmp_path):
     assert Plan(source=source, kept=range(9), left_out={}, chunk_size=4).num_chunks == 3
 
 
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"[]", b"\xff\xfe"])
+@pytest.mark.parametrize("name", ["distill.json", "parts/00001.json"])
+def test_what_cannot_be_read_is_named_with_its_remedy(source, tmp_path, name, content):
+    plan, out = _plan(source), tmp_path / "out"
+    distill(answerer(), plan, out, {"a": 1})
+    whole = _bytes(out)
+    (out / name).write_bytes(content)
+    with pytest.raises(DistillError, match=rf"{name} is damaged, .*delete"):
+        distill(answerer(), plan, out, {"a": 1})
+    (out / name).unlink()
+    distill(answerer(), plan, out, {"a": 1})
+    assert _bytes(out) == whole
+
+
 def test_settings_name_all_that_changes_answers(source, tmp_path):
     """The drafter's weights, its windows, the layout, and the records' texts."""
     experiment, near = _experiment(source), target(apart=0.1)

@@ -228,6 +228,17 @@ def test_a_row_that_the_template_refuses_does_not_stop_the_others(files):
     assert all("text" in made[f"q{i}"] for i in (0, 2, 3, 4))
 
 
+@pytest.mark.parametrize("name", ["out.jsonl.settings.json", "out.jsonl"])
+def test_what_cannot_be_read_is_named_with_its_remedy(files, name):
+    source, output = files
+    job = GenerateJob(input=source, output=output, batch_size=2, options=OPTIONS)
+    generate_answers(decoder(), job)
+    for content in (b"[]\n", b'{"a": \n', b"\xff\xfe\n"):
+        output.with_name(name).write_bytes(content)
+        with pytest.raises(JobError, match=rf"{name}.* name another file for --output"):
+            generate_answers(decoder(), job)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -121,9 +121,12 @@ def test_a_stopped_conversion_goes_on(tmp_path):
         convert_source(stopping, tmp_path, **options)
     with pytest.raises(ConvertError, match="another conversion"):
         convert_source(Memory(12), tmp_path, **options)
+    first = next(tmp_path.rglob("*.array_record-00000-of-*"))
+    first.write_bytes(first.read_bytes()[:-1])
     stopping.reads = 100
     report = convert_source(stopping, tmp_path, **options)
-    assert stopping.reads == 100 + 2 + 5  # first and last for the stamp, then shards 2 and 3
+    # First and last for the stamp, then shards 2 and 3, and the first, which was cut short.
+    assert stopping.reads == 100 + 2 + 5 + 4
     source = open_source(SourceSpec(path=str(report.path)))
     assert [source[i].image for i in range(13)] == [e.image for e in Memory(13).examples]
     assert not list(report.path.glob(".*"))

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -197,6 +198,27 @@ def test_shards_that_are_there_are_not_written_again(tmp_path, here):
     here(tmp_path / "tars", tmp_path / "out")
     assert [file.stat().st_mtime_ns for file in files] == before
     assert not list(path.glob("**/.*"))
+
+
+def test_a_shard_that_was_cut_short_is_written_again(tmp_path, here):
+    write_mixture(tmp_path / "tars")
+    whole = tree(here(tmp_path / "tars", tmp_path / "whole")[0])
+
+    def stop(what, item):
+        if (what, item) == ("write", 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        here(tmp_path / "tars", tmp_path / "out", stop)
+    path = tmp_path / "out" / "raw" / "1.0.0"
+    shards = sorted(path.glob("*.array_record-*"))
+    os.truncate(shards[0], shards[0].stat().st_size // 2)
+    (path / ".prepare-train" / "shards" / "00001.json").write_text('{"kept": 1')
+    here(tmp_path / "tars", tmp_path / "out")
+    assert tree(path) == whole
+    os.truncate(shards[0], shards[0].stat().st_size // 2)  # after all is done
+    with pytest.raises(PrepareError, match=r"were written(.|\n)*prepare it again"):
+        here(tmp_path / "tars", tmp_path / "out")
 
 
 def test_done_is_done_and_others_are_refused(tmp_path, here):

@@ -22,7 +22,7 @@ from core_jax.sharding import (
 )
 from core_jax.train.errors import NonFiniteError, ResumeError
 from core_jax.train.loop import Hook, LoopConfig, run_training
-from core_jax.train.metrics import MultiWriter
+from core_jax.train.metrics import JsonlWriter, MultiWriter
 from core_jax.train.run_record import RunRecord, has_checkpoint
 from core_jax.train.state import create_state
 from core_jax.train.step import jit_train_step
@@ -74,6 +74,26 @@ def test_loop_equals_a_plain_loop(tmp_path):
     result = train(tmp_path, 4)
     assert (result.step, result.preempted) == (4, False)
     tiny.assert_equal(result.state, state)
+
+
+def test_lines_are_on_the_disk_before_a_checkpoint_that_goes_on_after_them(tmp_path, monkeypatch):
+    from core_jax.train.checkpoint import Checkpoints
+
+    done = []
+    save, fsync = Checkpoints.save, os.fsync
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, step, state: (done.append(step), save(self, step, state))
+    )
+    metrics = tmp_path / "metrics.jsonl"
+
+    def noted(number):
+        if metrics.exists() and os.path.samestat(os.fstat(number), metrics.stat()):
+            done.append(f"{len(metrics.read_text().splitlines())} lines")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    train(tmp_path, 4, save_every=2, writers=MultiWriter([JsonlWriter(str(metrics))]))
+    assert done == ["2 lines", 2, "4 lines", 4]
 
 
 def test_resumed_equals_uninterrupted(tmp_path):
