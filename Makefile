@@ -1,9 +1,10 @@
 # Everything that a newcomer or a CI machine types. Python 3.11 and make are all it needs.
-#   make demo               trains VLV on the miniature world and leaves runs/demo/report.html
-#   make demo SCALE=smoke   the same in about two minutes, without thresholds
-#   make results            all figures of the README again; resumable, two to three hours
+#   make demo               VLV and MASSV on the miniature world; leaves runs/demo/report.html
+#   make demo SCALE=smoke   the same in a few minutes, without thresholds
+#   make results            all figures of the README again; resumable, hours
 #   make test               the fast tests
 #   make plan               compiles for TPU pods what of docs/plans is stale; needs libtpu
+#   make test-plans         lowers all jobs of docs/plans, compiles four small ones for a TPU
 #   make plan-check         fails if a plan in docs/plans is stale; compiles nothing
 #   make chaos              kills every kind of job 200 times; resumable, hours on two cores
 PYTHON ?= python3.11
@@ -18,8 +19,8 @@ TORCH = torch==2.13.0
 BIN = $(VENV)/bin
 RUN = HF_HUB_OFFLINE=1 $(BIN)/python
 
-TARGETS = install install-test install-beam test test-slow lint plan plan-check demo results \
-  chaos miniature clean
+TARGETS = install install-test install-beam install-tpu test test-slow test-plans lint plan \
+  plan-check demo results chaos miniature clean
 .PHONY: help $(TARGETS)
 
 help:
@@ -53,6 +54,20 @@ install-beam: .venv-beam/.installed
 	  > "$$(.venv-beam/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
 	.venv-beam/bin/python -m pip install --quiet 'apache-beam>=2.70,<3'
 	touch $@
+
+# The TPU's compiler of this jax, in an environment of its own on top of the tests': where it is
+# installed, jax looks for a TPU in every command that does not say otherwise.
+install-tpu: .venv-tpu/.installed
+.venv-tpu/.installed: setup.py | $(VENV)/.installed-test
+	$(PYTHON) -m venv .venv-tpu
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	  > "$$(.venv-tpu/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
+	.venv-tpu/bin/python -m pip install --quiet 'jax[tpu]'
+	touch $@
+
+# Every job of docs/plans lowered, four small ones compiled; what is stale is only told.
+test-plans: install-tpu
+	HF_HUB_OFFLINE=1 .venv-tpu/bin/python -m pytest -n $(WORKERS) -m slow tests/launch
 
 test: install-test
 	$(RUN) -m pytest -n $(WORKERS) -m "not slow"

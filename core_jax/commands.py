@@ -14,6 +14,8 @@ from core_jax import distributed
 from core_jax.config import ConfigError, to_dataclass
 from core_jax.files import storage_problem
 
+_OUTPUTS = ("out", "output")  # flags of commands that say where they write
+
 
 def run_command(
     job: Callable[..., None],
@@ -87,6 +89,9 @@ def _define_processes() -> None:
     flags.DEFINE_integer(distributed.INDEX, None, "Which of them this is, from 0.")
     flags.DEFINE_integer("join_seconds", 300, "How long a process waits for the others.")
     flags.DEFINE_integer(
+        "share_seconds", 60, "How long a file in --workdir may take from process to process."
+    )
+    flags.DEFINE_integer(
         "heartbeat_seconds", 100, "After which a silent process counts as dead, and all end."
     )
 
@@ -116,18 +121,32 @@ def _agreed_config(values: typing.Any, experiment: type, path: pathlib.Path | No
     """The typed config, once all processes have said that theirs is the same.
 
     Raises:
-      PreflightError: the config is wrong, or processes differ.
+      PreflightError: the config is wrong, processes differ, or do not share the working
+        directory.
     """
     from core_jax import preflight
+    from core_jax.shared_folder import check_shared
 
     told, problem = None, ""
     try:
         told = to_dataclass(experiment, values.to_dict()) if values is not None else None
     except ConfigError as error:
         problem = str(error)
-    extra = {"--workdir": str(path)} if path else None
+    extra = _output_paths() | ({"--workdir": str(path)} if path else {})
     preflight.check(told, problem=problem, extra=extra)
+    if path:
+        check_shared(path, seconds=flags.FLAGS.share_seconds)
     return told
+
+
+def _output_paths() -> dict[str, str]:
+    """Where the command writes, of flags that it may have."""
+    values = {name: flags.FLAGS[name].value for name in _OUTPUTS if name in flags.FLAGS}
+    return {
+        f"--{name}": os.path.abspath(os.path.expanduser(path))
+        for name, path in values.items()
+        if path
+    }
 
 
 def _parse(argv: list[str], experiment: type) -> list[str]:

@@ -57,6 +57,21 @@ def sync_file(path: str | os.PathLike[str]) -> None:
         os.fsync(opened.fileno())
 
 
+def move_whole(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Puts a file that was written piece by piece in the place of another one.
+
+    Its content is on the disk before it has the name, and the name before this returns, so that
+    after a power cut either file is there, whole.
+
+    Raises:
+      FileNotFoundError: there is no `source`.
+    """
+    with source.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(source, target)
+    sync_folder(target.parent)
+
+
 def sync_folder(folder: pathlib.Path) -> None:
     """Makes renames in a folder survive a power cut, where the file system can do that."""
     with contextlib.suppress(OSError):

@@ -91,7 +91,7 @@ def check_agreement(facts: Mapping[str, str]) -> None:
       PreflightError: on every process, with the same message.
     """
     _check_devices()
-    if text := disagreement(_exchange(facts)):
+    if text := disagreement(exchange(facts)):
         raise PreflightError(text)
 
 
@@ -136,7 +136,11 @@ def _check_devices() -> None:
         raise PreflightError(text)
 
 
-def _exchange(facts: Mapping[str, str]) -> list[dict[str, str]]:
+def exchange(facts: Mapping[str, str]) -> list[dict[str, str]]:
+    """The facts of all processes, in their order; only the own ones where all agree but for HOST.
+
+    Every process calls it.
+    """
     from jax.experimental import multihost_utils
 
     body = json.dumps(dict(facts), sort_keys=True).encode()

@@ -24,9 +24,10 @@ def read_settings(output: pathlib.Path) -> dict[str, Any] | None:
       ValueError: the note is no JSON object.
     """
     file = settings_file(output)
-    if not file.is_file():
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # also where another process is just moving it
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError(f"{file} is no JSON object")
     return found

@@ -32,6 +32,7 @@ HEARTBEATS = "heartbeats"  # name of the folder, beside what a run makes
 HUNG = 75  # "try again later": the same command goes on from the newest checkpoint
 _LONGEST_INTERVAL = 5.0
 _STACK_SHOWN = 6000
+_BEFORE = -1_000_000  # more moves than any watchdog that another follows will make
 
 
 @dataclasses.dataclass
@@ -58,6 +59,9 @@ class Watchdog:
       peers: processes that go in step with this one, which may be among them; none: it is watched
         by itself.
       end: called with the message where something hangs; it does not return.
+      place: where the main thread is at first.
+      before_others: another watchdog of the same folder follows this one in every process; who is
+        in this one is behind whoever is in that one.
     """
 
     def __init__(
@@ -68,22 +72,26 @@ class Watchdog:
         index: int = 0,
         peers: Iterable[int] = (),
         end: Callable[[str], None] | None = None,
+        place: str = "the start",
+        before_others: bool = False,
     ) -> None:
         self.seconds, self.index = seconds, index
         self.watched = sorted({index, *peers})
         self.interval = min(seconds / 10, _LONGEST_INTERVAL)
         self._folder = pathlib.Path(folder)
         self._end = _end if end is None else end
-        self._place, self._moves = "the start", 0
+        self._place, self._moves = place, _BEFORE if before_others else 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._stack: TextIO | None = None
+        self._made: list[pathlib.Path] = []
         self._peers: dict[int, _Peer] = {}
 
     def __enter__(self) -> "Watchdog":
         if self.seconds <= 0:
             return self
         with contextlib.suppress(OSError):  # a full disk must not end what it does not concern
+            self._made = [folder for folder in self._folder.parents if not folder.exists()]
             self._folder.mkdir(parents=True, exist_ok=True)
             self._stack = self._stack_file(self.index).open("w")
         now = time.monotonic()
@@ -107,6 +115,9 @@ class Watchdog:
             for file in (self._file(self.index), self._stack_file(self.index)):
                 file.unlink(missing_ok=True)
             self._folder.rmdir()  # by whoever ends last
+            if kind is not None:  # a job that is refused leaves nothing
+                for folder in self._made:
+                    folder.rmdir()
 
     def at(self, place: str) -> None:
         """The main thread says where it is; all processes say the same in the same order."""
@@ -140,7 +151,7 @@ class Watchdog:
                 self._peers[index] = _Peer(told, time.monotonic())
 
     def _watch(self) -> None:
-        beat, moves, moved_at = 0, -1, time.monotonic()
+        beat, moves, moved_at = 0, None, time.monotonic()
         while not self._stop.wait(self.interval):
             beat += 1
             self._beat(beat)
@@ -154,7 +165,7 @@ class Watchdog:
                 if self._moves == moves:
                     return
 
-    def _verdict(self, beat: int, moves: int) -> None:
+    def _verdict(self, beat: int, moves: int | None) -> None:
         """Says who is behind, and ends, unless things move again meanwhile."""
         self._dump_stack()
         for _ in range(2):  # the others come to their verdict, and leave their stacks
@@ -183,7 +194,7 @@ class Watchdog:
         tail = f"{ends}; the same command goes on from what is whole."
         if silent := self._silent():
             return f"{head}: {host_names(silent, hosts)} {_gives(silent)} no sign of life. {tail}"
-        moves = {i: int(entry.get("moves", -1)) for i, entry in told.items()}
+        moves = {i: int(entry.get("moves", 2 * _BEFORE)) for i, entry in told.items()}
         behind = [i for i in self.watched if moves[i] == min(moves.values())]
         place = told[behind[0]].get("place", "the start")
         if len(behind) == len(self.watched) > 1:

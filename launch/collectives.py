@@ -117,6 +117,10 @@ def axes_of(groups: Groups, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(name for i, name in enumerate(mesh_shape) if i in varying)
 
 
+# mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}; without device_ids, devices are in order.
+_MESH = r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\((.*?)\))?\s*\{([^}]*)\}"
+
+
 def device_groups(instruction: Instruction, num_devices: int) -> Groups:
     """Which devices take part together, by their places in the mesh.
 
@@ -134,7 +138,7 @@ def device_groups(instruction: Instruction, num_devices: int) -> Groups:
         return [tuple(map(int, g.split(","))) for g in listed] or [tuple(range(num_devices))]
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
         return _rows(_iota(found.group(2), found.group(3)), _ints(found.group(1)))
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}(.{0,80})", text):
+    if found := re.search(_MESH, text):
         return _mesh_groups(*found.groups())
     raise ValueError(f"unknown replica_groups of {instruction.name}: {text[:200]}")
 
@@ -153,15 +157,29 @@ def _rows(devices: np.ndarray, shape: Sequence[int]) -> Groups:
     return [tuple(row) for row in devices.reshape(-1, shape[-1]).tolist()]
 
 
-def _mesh_groups(dims: str, axes: str, after: str) -> Groups:
+def _mesh_order(ids: str | None, count: int) -> np.ndarray:
+    """The devices of the compiler's mesh, one after the other.
+
+    Raises:
+      ValueError: the order is written in a way that is not known.
+    """
+    if ids is None:
+        return np.arange(count)
+    if re.fullmatch(r"[\d,]+", ids):
+        return np.array(_ints(ids))
+    found = re.fullmatch(r"(?:\[[\d,]+\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", ids)
+    if found is None:
+        raise ValueError(f"unknown device_ids {ids[:200]}")
+    return _iota(*found.groups()).reshape(-1)
+
+
+def _mesh_groups(dims: str, ids: str | None, axes: str) -> Groups:
     """Groups over axes of the compiler's own mesh: `mesh['a'=2,'b'=4] {'b'}`.
 
     A part of an axis is written `'b':(1)2`: of its 4, those 2 before which there is a factor 1.
     """
     sizes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", dims)]
-    order = re.search(r"device_ids=\(?\[?[\d,]*\]?<=\[([\d,]+)\](?:T\(([\d,]+)\))?", dims + after)
-    total = int(np.prod([size for _, size in sizes]))
-    devices = _iota(*order.groups()).reshape(-1) if order else np.arange(total)
+    devices = _mesh_order(ids, int(np.prod([size for _, size in sizes])))
     asked = {
         name: (int(before or 1), int(part or 0))
         for name, before, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)

@@ -169,6 +169,11 @@ class Compiled:
     seconds: float
     before: "Compiled | None" = None
 
+    @property
+    def needs(self) -> tuple[int, ...]:
+        """Bytes of a device for each program, in the order in which they run."""
+        return (*(self.before.needs if self.before else ()), self.memory.total)
+
 
 def compile_job(lowered: Lowered, effort: str) -> Compiled:
     """Compiles for the devices; not to fit is a result, not an error.

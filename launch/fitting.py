@@ -1,7 +1,12 @@
-"""The largest batch a device that fits: two compiles, a line through them, one that confirms."""
+"""The largest batch a device that fits: two compiles, a line through them, one that confirms.
+
+Of decoding there are two programs, the prompts' and the rounds': each has its line, and both must
+fit. The prompts' is the one that grows with what the config allows a prompt to be.
+"""
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 from launch.compiling import compile_job, lower_job
 from launch.jobs import PlannedJob
@@ -50,37 +55,66 @@ def largest_below(fixed: float, slope: float, limit: float, multiple: int) -> in
     return max(0, math.floor((limit - fixed) / slope / multiple) * multiple)
 
 
-def fit_batch(job: PlannedJob, topology: Topology, plan: Plan, effort: str) -> Fit:
-    """Finds the largest batch; `plan` is the first of the two compiles.
+Compile = Callable[[int], tuple[tuple[int, ...], bool]]
 
-    A confirming compile that fails is followed by smaller ones, four at most.
-    """
+
+def fit_batch(job: PlannedJob, topology: Topology, plan: Plan, effort: str) -> Fit:
+    """Finds the largest batch; `plan` is the first of the two compiles."""
     devices = topology_devices(topology)
     assert plan.compiled is not None
     # Devices along other axes hold the same rows.
-    parts = math.prod(plan.mesh.get(name, 1) for name in ("data", "fsdp"))
-    multiple = job.experiment.run.grad_accum
-    tried: list[tuple[int, int, bool]] = []
+    split = ("data", "fsdp") if job.splits_rows else ()
+    parts = math.prod(plan.mesh.get(name, 1) for name in split)
+    rows = plan.batch_size // job.batch_size  # of one that the config asks for
 
-    def compile_at(batch: int) -> tuple[int, int]:
-        lowered = lower_job(job.with_batch(batch * parts), devices, topology.chip)
+    def compile_at(batch: int) -> tuple[tuple[int, ...], bool]:
+        lowered = lower_job(job.with_batch(batch * parts // rows), devices, topology.chip)
         compiled = compile_job(lowered, effort)
-        tried.append((batch, compiled.memory.total, compiled.problem is None))
-        return tried[-1][:2]
+        return compiled.needs, compiled.problem is None
 
-    first = (plan.batch_size // parts, plan.compiled.memory.total)
-    tried.append((*first, bool(plan.fits)))
-    other = first[0] * 2 if plan.fits else first[0] // 2 // multiple * multiple
+    return search(
+        plan.batch_size // parts, (plan.compiled.needs, bool(plan.fits)), compile_at,
+        limit=plan.memory.limit, multiple=job.experiment.run.grad_accum,
+    )  # fmt: skip
+
+
+def search(
+    batch: int, first: tuple[tuple[int, ...], bool], compile_at: Compile, *,
+    limit: float, multiple: int,
+) -> Fit:  # fmt: skip
+    """A second point, the lines through both, and one compile that confirms.
+
+    A confirming compile that fails is followed by smaller ones, four at most.
+
+    Args:
+      batch: a device, of the first point.
+      first: the first point: bytes of each program, and whether all fit.
+      compile_at: the same of another batch; programs after one that does not fit are left out.
+      limit: bytes that there are.
+      multiple: of which batches must be.
+    """
+    needs, fits = first
+    tried = [(batch, max(needs), fits)]
+
+    def attempt(at: int) -> tuple[int, ...]:
+        found, ok = compile_at(at)
+        tried.append((at, max(found), ok))
+        return found
+
+    other = batch * 2 if fits else batch // 2 // multiple * multiple
     if other < multiple:
-        return Fit(fixed=first[1], per_example=0.0, tried=tuple(tried), largest=0)
-    fixed, slope = line_through(first, compile_at(other))
-    guess = largest_below(fixed, slope, plan.memory.limit, multiple)
+        return Fit(fixed=max(needs), per_example=0.0, tried=tuple(tried), largest=0)
+    pairs = zip(needs, attempt(other), strict=False)
+    lines = [line_through((batch, a), (other, b)) for a, b in pairs]
+    guess, (fixed, slope) = min(
+        (largest_below(*line, limit, multiple), line) for line in lines
+    )  # fmt: skip
     for _ in range(4):
-        if guess < multiple or any(guess == batch for batch, _, _ in tried):
+        if guess < multiple or any(guess == known for known, _, _ in tried):
             break
-        compile_at(guess)
+        attempt(guess)
         if tried[-1][2]:
             break
         guess -= multiple
-    largest = max((batch for batch, _, ok in tried if ok), default=0)
+    largest = max((known for known, _, ok in tried if ok), default=0)
     return Fit(fixed=fixed, per_example=slope, tried=tuple(tried), largest=largest)

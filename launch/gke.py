@@ -3,7 +3,7 @@
 GKE tells every pod of a slice its number and its neighbours (TPU_WORKER_ID,
 TPU_WORKER_HOSTNAMES, and MEGASCALE_* for several slices), from which jax finds the others. A
 failed or evicted pod ends its job, and JobSet starts all jobs again: the run resumes. Evictions
-do not count as failures.
+do not count as failures, nor does a pod that has saved on SIGTERM and ended with 143.
 """
 
 import dataclasses
@@ -12,12 +12,14 @@ from typing import Any
 
 import yaml
 
+from core_jax.distributed import PREEMPTED
 from launch.artifact import Artifact, Step, in_turn
 from launch.machines import SliceError
-from launch.request import BUCKET_MOUNT, LaunchError, Request
+from launch.request import BUCKET_MOUNT, LaunchError, Request, check_place
 from launch.shell import line
 
 JOB = "slice"  # the replicated job's name
+CONTAINER = "trainer"
 _SPOT_GRACE = 25  # seconds that GKE gives pods of spot machines at most
 
 
@@ -43,7 +45,8 @@ def manifest(job: Request, cluster: Cluster) -> dict[str, Any]:
 
     Raises:
       SliceError: GKE has no such TPU.
-      LaunchError: the image is missing, or a bucket without an account.
+      LaunchError: the image is missing, a bucket is without an account, or the working directory
+        would not last.
     """
     row = job.topology.accelerator
     if row.kind != "tpu":
@@ -52,6 +55,7 @@ def manifest(job: Request, cluster: Cluster) -> dict[str, Any]:
         raise LaunchError("gke needs --image, a container image with this code")
     if job.bucket and not cluster.service_account:
         raise LaunchError("--bucket needs --service_account, a Kubernetes account that may use it")
+    check_place(job)
     labels = {"kueue.x-k8s.io/queue-name": cluster.queue} if cluster.queue else {}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -95,12 +99,20 @@ def _job(job: Request, cluster: Cluster) -> dict[str, Any]:
             "completionMode": "Indexed",
             "backoffLimit": 0,  # one pod cannot come back alone; JobSet restarts all
             "podFailurePolicy": {
+                # FailJob is what JobSet's rule goes by (its reason is PodFailurePolicy).
                 "rules": [
                     # Preemption, eviction, maintenance; kubelet adds it to the pod.
                     {
                         "action": "FailJob",
                         "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
-                    }
+                    },
+                    # Where the pod was not told why: a node that is shut down or drained by hand.
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {
+                            "containerName": CONTAINER, "operator": "In", "values": [PREEMPTED],
+                        },
+                    },
                 ]
             },
             "template": _pod(job, cluster),
@@ -127,7 +139,7 @@ def _pod(job: Request, cluster: Cluster) -> dict[str, Any]:
         },
         "containers": [
             {
-                "name": "trainer",
+                "name": CONTAINER,
                 "image": cluster.image,
                 # A list, no shell: python is process 1 and gets SIGTERM itself.
                 "command": list(job.words()),
@@ -212,7 +224,7 @@ def logs(name: str, cluster: Cluster) -> Artifact:
         "kubectl", "logs", f"--namespace={cluster.namespace}",
         f"--selector=jobset.sigs.k8s.io/jobset-name={name},"
         "jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0",
-        "--container=trainer", "--tail=200", "--follow",
+        f"--container={CONTAINER}", "--tail=200", "--follow",
     ))  # fmt: skip
 
 

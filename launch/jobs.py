@@ -23,6 +23,9 @@ class PlannedJob:
         an `AbstractProgram`.
       units: what a step handles, by name.
       batch_path: config value of the rows of a step.
+      batch_flag: by which the command takes them; empty: the config value's.
+      splits_rows: whether devices along "data" and "fsdp" hold different rows.
+      splits_networks: whether the job can split its networks over "tensor".
       trains: whether it is a training step; others have no number of steps.
     """
 
@@ -31,6 +34,9 @@ class PlannedJob:
     abstract: Callable[[Any, Mesh], Any]
     units: dict[str, int]
     batch_path: str = "data.batch_size"
+    batch_flag: str = ""
+    splits_rows: bool = True
+    splits_networks: bool = False
     trains: bool = True
 
     @property
@@ -54,7 +60,12 @@ class PlannedJob:
     @property
     def batch_name(self) -> str:
         """The value's name, for messages."""
-        return f"config.{self.batch_path}"
+        return self.batch_flag or f"config.{self.batch_path}"
+
+    def flags_of(self, changes: Mapping[str, Any]) -> str:
+        """Config values by path, as they are typed after the job's command."""
+        own = {self.batch_path: self.batch_flag} if self.batch_flag else {}
+        return " ".join(f"{own.get(k) or f'--config.{k}'}={v}" for k, v in changes.items())
 
     def program(self, mesh: Mesh) -> AbstractProgram:
         """The step on a mesh."""
@@ -139,6 +150,7 @@ def _vlv_cache(config: Mapping[str, Any]) -> PlannedJob:
     found = PlannedJob(
         name="VLV feature cache", experiment=to_dataclass(Experiment, config),
         abstract=abstract_cache, units={"images": BATCH_SIZE}, trains=False,
+        batch_flag="--batch_size",
     )  # fmt: skip
     # The command has its own batch and always splits that alone; what is trained does not matter.
     return found.changed({
@@ -169,11 +181,12 @@ def _decoding(config: Mapping[str, Any]) -> PlannedJob:
         return PlannedJob(
             name="MASSV distillation, a round", experiment=experiment, abstract=abstract_decoding,
             units={"tokens": rows}, batch_path="distill.batch_size", trains=False,
+            splits_networks=True,
         )  # fmt: skip
     rows, gamma = experiment.decoding.batch_size, experiment.decoding.gamma
     return PlannedJob(
         name="MASSV speculative decoding, a round", experiment=experiment,
         abstract=abstract_decoding,
         units={"rounds": rows, "tokens, were all drafts kept,": rows * (gamma + 1)},
-        batch_path="decoding.batch_size", trains=False,
+        batch_path="decoding.batch_size", trains=False, splits_rows=False, splits_networks=True,
     )  # fmt: skip

@@ -18,6 +18,7 @@ prepare_environment()
 
 _CHECK = flags.DEFINE_bool("check", False, "Compile nothing; fail if a plan is stale.")
 _ONLY = flags.DEFINE_list("only", [], "Names of plans; all by default.")
+_TABLE = flags.DEFINE_bool("table", True, "Also writes the table in docs/plans.md.")
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -77,6 +78,8 @@ def _renew(rows) -> list[str]:
 
 
 def _write_table(stale: list[str]) -> None:
+    if not _TABLE.value:
+        return
     from launch.planned import ROWS
     from launch.stored import DOCUMENT, read_record, table, with_table
 

@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from core_jax.config import ConfigError
 from launch.compiling import compile_job, lower_job
+from launch.errors import PlanError
 from launch.jobs import PlannedJob
 from launch.planning import Plan
 from launch.topology import Topology, topology_devices
@@ -16,18 +18,15 @@ class Remedy:
 
     Attributes:
       changes: config values by path.
+      flags: the same as they are typed after the command.
       needs: bytes of a device.
       fits: whether there was room.
     """
 
     changes: Mapping[str, Any]
+    flags: str
     needs: int
     fits: bool
-
-    @property
-    def flags(self) -> str:
-        """As they are typed after the command."""
-        return " ".join(f"--config.{path}={value}" for path, value in self.changes.items())
 
 
 def candidates(job: PlannedJob, plan: Plan) -> Iterator[dict[str, Any]]:
@@ -38,7 +37,8 @@ def candidates(job: PlannedJob, plan: Plan) -> Iterator[dict[str, Any]]:
       plan: for the mesh.
     """
     if not job.trains:
-        return  # nothing is kept for a backward pass, and a batch is the user's to choose
+        yield from _without_training(job, plan)
+        return
     model, run, data = job.experiment.model, job.experiment.run, job.experiment.data
     changes: dict[str, Any] = {}
     if model.execution.remat != "full":
@@ -55,10 +55,22 @@ def candidates(job: PlannedJob, plan: Plan) -> Iterator[dict[str, Any]]:
         accumulated *= 2
 
 
+def _without_training(job: PlannedJob, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Of caching and decoding: nothing is kept for a backward pass, and results are by row."""
+    changes: dict[str, Any] = {}
+    if job.splits_networks and plan.mesh.get("tensor", 1) == 1 and plan.num_chips > 1:
+        changes |= {"run.mesh": {"data": 1, "tensor": -1}}
+        yield dict(changes)
+    batch = job.batch_size // 2
+    while batch >= 1:
+        yield changes | {job.batch_path: batch}
+        batch //= 2
+
+
 def try_remedies(
     job: PlannedJob, topology: Topology, plan: Plan, effort: str, at_most: int
 ) -> tuple[Remedy, ...]:
-    """Compiles changes until one fits.
+    """Compiles changes until one fits; what does not go with the topology is passed over.
 
     Args:
       job: as it was planned.
@@ -68,10 +80,17 @@ def try_remedies(
       at_most: so many compiles.
     """
     devices, tried = topology_devices(topology), []
-    for _, changes in zip(range(at_most), candidates(job, plan), strict=False):
-        compiled = compile_job(lower_job(job.changed(changes), devices, topology.chip), effort)
+    for changes in candidates(job, plan):
+        if len(tried) == at_most:
+            break
+        try:
+            lowered = lower_job(job.changed(changes), devices, topology.chip)
+        except (PlanError, ConfigError):
+            continue
+        compiled = compile_job(lowered, effort)
         fits = compiled.problem is None
-        tried.append(Remedy(changes=changes, needs=compiled.memory.total, fits=fits))
+        needs, flags = max(compiled.needs), job.flags_of(changes)
+        tried.append(Remedy(changes=changes, flags=flags, needs=needs, fits=fits))
         if fits:
             break
     return tuple(tried)

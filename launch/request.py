@@ -144,6 +144,16 @@ def check_name(name: str) -> None:
         )
 
 
+def check_place(job: Request) -> None:
+    """Raises LaunchError where the working directory would go with the code or the container."""
+    if job.workdir and not job.workdir.startswith("/"):
+        raise LaunchError(
+            f"--workdir {job.workdir} is relative: it would lie in the folder of the code, which "
+            f"every start makes anew. Give one below {BUCKET_MOUNT} with --bucket, or on a file "
+            "system that all hosts mount"
+        )
+
+
 def check_remote(job: Request) -> None:
     """Raises LaunchError where what would be sent is not a commit."""
     if not job.code.commit or "+changes" in job.code.commit:

@@ -2,11 +2,20 @@
 
 All tasks of a node see all of its GPUs, and jax takes the one with the task's local number: so
 GPUs are asked for by node (`--gpus-per-node`), never by task, which would hide them.
+
+The job goes back into the queue in each of these cases, and the run resumes:
+
+- a node fails or the job is preempted: Slurm does it (`--requeue`);
+- its time is over: `--signal` gives the tasks the grace period to save, and they end with 143;
+- a task fails, or the watchdog ends a run that hangs: the script does it, `max_restarts` times.
+
+What somebody cancelled does not go back.
 """
 
 import dataclasses
 import re
 
+from core_jax.distributed import PREEMPTED
 from launch.artifact import Artifact, Step, commands, in_turn
 from launch.machines import SliceError
 from launch.request import LaunchError, Request
@@ -80,20 +89,42 @@ def launch(job: Request, place: Partition) -> Artifact:
         f"# Code {job.code}: the checkout must be that, or the tasks stop.",
         "set -uo pipefail",
         *need_secrets(job.secrets),
+        "log_folder=$PWD  # where the job was submitted",
         f"cd {quote(place.code)} || exit 1",
         *exports(variables),
         "# One that fails ends all: the others would wait for it.",
         line("srun", "--label", "--kill-on-bad-exit=1", *job.words(place.python)),
         "status=$?",
-        "# 143: it has saved because the time is over or the nodes are wanted; it goes on later.",
-        f'if [ "$status" -eq 143 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {job.max_restarts} ]; '
-        "then",
-        '  scontrol requeue "$SLURM_JOB_ID"',
-        "fi",
+        *_again(job),
         'exit "$status"',
     ]
     text = "\n".join(lines) + "\n"
     return Artifact(kind="shell", text=text, steps=(Step(words=("sbatch",), stdin=text),))
+
+
+def _again(job: Request) -> list[str]:
+    """Shell that sends the job back into the queue; a save on SIGTERM counts as no failure.
+
+    Failures are counted in a file, since SLURM_RESTART_COUNT counts every return.
+    """
+    return [
+        "again() {  # a job whose script still runs is in these states if somebody has ended it",
+        '  scontrol show job "$SLURM_JOB_ID" | grep -Eq "JobState=(CANCELLED|COMPLETING)" ||',
+        '    scontrol requeue "$SLURM_JOB_ID"',
+        "}",
+        f'failures="$log_folder/{job.name}-$SLURM_JOB_ID.failures"',
+        'if [ "$status" -eq 0 ]; then',
+        '  rm -f "$failures"',
+        f'elif [ "$status" -eq {PREEMPTED} ]; then',
+        "  # It has saved because its time is over or the nodes are wanted; it goes on later.",
+        "  again",
+        "else",
+        '  echo "failed with status $status" >>"$failures"',
+        f'  if [ "$(wc -l <"$failures")" -le {job.max_restarts} ]; then',
+        "    again",
+        "  fi",
+        "fi",
+    ]
 
 
 def logs(name: str) -> Artifact:

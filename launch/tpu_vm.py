@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from launch import worker
 from launch.artifact import Artifact, commands, script
-from launch.request import Request, check_remote
+from launch.request import Request, check_place, check_remote
 from launch.shell import Verbatim, flag, line
 
 
@@ -44,6 +44,7 @@ class Place:
 
 
 _TPUS = ("gcloud", "compute", "tpus")
+_LONGEST_PAUSE = 600  # seconds between two questions that fail
 
 
 def nodes(name: str, slices: int) -> list[str]:
@@ -84,10 +85,11 @@ def launch(job: Request, place: Place) -> Artifact:
     """Asks for the slices, waits, installs, starts; with spot, again whenever they are taken.
 
     Raises:
-      LaunchError: the code is not a commit.
+      LaunchError: the code is not a commit, or the working directory would not last.
       SliceError: the Cloud TPU API does not have the topology.
     """
     check_remote(job)
+    check_place(job)
     names = nodes(job.name, job.slices)
     archive = Verbatim(f'"$stage/{job.name}.tar.gz"')
     install = [
@@ -99,8 +101,6 @@ def launch(job: Request, place: Place) -> Artifact:
             line(*_ssh(node, place, "all", worker.install_command(job)), indent="  "),
         )
     ]  # fmt: skip
-    describe = line(*_TPUS, "queued-resources", "describe", job.name, *place.flags(),
-                    "--format=value(state.state)", indent="  ")  # fmt: skip
     lines = [
         "#!/usr/bin/env bash",
         f"# {job.name}: {job.slices} x {job.topology.name} ({job.topology.accelerator_type}), "
@@ -113,16 +113,18 @@ def launch(job: Request, place: Place) -> Artifact:
         "request() {",
         line(*create_words(job, place), indent="  "),
         "}",
-        "state() {  # empty where there is no such resource",
-        describe + " 2>/dev/null || true",
-        "}",
+        *_state(job.name, place),
         "wait_until_active() {",
         "  local now",
-        "  while now=$(state) && [ \"$now\" != ACTIVE ]; do",
+        "  while true; do",
+        "    now=$(state)",
         '    case "$now" in',
+        "      ACTIVE) return ;;",
         '      FAILED | SUSPENDED) echo "the resource is $now" >&2; return 1 ;;',
+        "      unknown) back_off; continue ;;",
         "    esac",
-        '    echo "waiting: ${now:-not there yet}"',
+        "    pause=30",
+        '    echo "waiting: $now"',
         "    sleep 30",
         "  done",
         "}",
@@ -135,9 +137,40 @@ def launch(job: Request, place: Place) -> Artifact:
     return script("\n".join(lines) + "\n")
 
 
+def _state(name: str, place: Place) -> list[str]:
+    """Shell that asks for the resource's state; what it could not learn is not taken for absence.
+
+    A question fails for many reasons (network, quota of questions, credentials that are renewed);
+    only NOT_FOUND says that there is no resource.
+    """
+    describe = line(
+        *_TPUS, "queued-resources", "describe", name, *place.flags(),
+        "--format=value(state.state)", Verbatim('2>"$stage/error"'), indent="  ",
+    )  # fmt: skip
+    return [
+        "pause=30",
+        "back_off() {",
+        '  sleep "$pause"',
+        f"  pause=$((pause * 2 < {_LONGEST_PAUSE} ? pause * 2 : {_LONGEST_PAUSE}))",
+        "}",
+        "state() {  # absent where there is no such resource, unknown where that was not learned",
+        f"{describe} && return",
+        '  if grep -q NOT_FOUND "$stage/error"; then',
+        "    echo absent",
+        "  else",
+        '    cat "$stage/error" >&2',
+        "    echo unknown",
+        "  fi",
+        "}",
+    ]
+
+
 def _once(job: Request) -> list[str]:
     return [
-        'if [ -z "$(state)" ]; then',
+        "while now=$(state) && [ \"$now\" = unknown ]; do",
+        "  back_off",
+        "done",
+        'if [ "$now" = absent ]; then',
         "  request",
         "fi",
         "wait_until_active",
@@ -164,8 +197,12 @@ def _spot_loop(job: Request, place: Place, first: str) -> list[str]:
         "started=no",
         "while true; do",
         '  case "$(state)" in',
-        '    "")',
-        "      request",
+        "    unknown)",
+        "      back_off",
+        "      continue",
+        "      ;;",
+        "    absent)",
+        "      request || echo 'the request failed; trying again' >&2",
         "      started=no",
         "      ;;",
         "    ACTIVE)",
@@ -182,10 +219,11 @@ def _spot_loop(job: Request, place: Place, first: str) -> list[str]:
         "      ;;",
         "    FAILED | SUSPENDED)",
         "      echo 'the machines were taken away; asking for others'",
-        delete,
-        "      continue",
+        f"{delete} || true",
+        "      started=no",
         "      ;;",
         "  esac",
+        "  pause=30",
         "  sleep 60",
         "done",
     ]

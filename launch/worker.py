@@ -5,10 +5,13 @@ that is stopped reaches units only. systemd sends it to the trainer itself (the 
 waits for the save, and starts the unit again after a failure or a reboot; the run then resumes.
 """
 
-from launch.request import BUCKET_MOUNT, Request
+from launch import bucket
+from launch.request import Request
 from launch.shell import Verbatim, exports, here_document, line, need_secrets
 
 _END = "END_OF_FILE"
+# Stands at the end of a setup: one that was cut short is no install.
+_INSTALLED = "installed"
 # What a secret's value may hold: systemd would read quotes, spaces and backslashes in it.
 _PLAIN = "A-Za-z0-9._~+/=:@-"
 
@@ -16,12 +19,6 @@ _PLAIN = "A-Za-z0-9._~+/=:@-"
 def run_script(job: Request) -> str:
     """run.sh: the command, in the code's folder."""
     lines = ["#!/usr/bin/env bash", "set -euo pipefail", 'cd "$(dirname "$0")/code"']
-    if job.bucket:
-        lines += [
-            f"if ! mountpoint -q {BUCKET_MOUNT}; then",
-            line("gcsfuse", "--implicit-dirs", job.bucket, BUCKET_MOUNT, indent="  "),
-            "fi",
-        ]
     lines += exports(job.variables())
     lines.append("# exec: SIGTERM must reach the trainer, not a shell that waits for it.")
     lines.append(line("exec", *job.words("../venv/bin/python")))
@@ -34,6 +31,7 @@ def setup_script(job: Request) -> str:
         "#!/usr/bin/env bash",
         "set -euo pipefail",
         'cd "$(dirname "$0")"',
+        f"rm -f {_INSTALLED}",
         "# What runs saves and ends before its code goes.",
         f"sudo systemctl stop {job.name} 2>/dev/null || true",
         "rm -rf code && mkdir code && tar -xzf code.tar.gz -C code",
@@ -47,41 +45,43 @@ def setup_script(job: Request) -> str:
         "fi",
         "venv/bin/python -m pip install --quiet -e './code[tpu]'",
     ]
+    units = [f"{job.name}.service"]
     if job.bucket:
+        lines += bucket.prepare()
+        units.insert(0, bucket.UNIT)
+    for one in units:
         lines += [
-            "if ! command -v gcsfuse >/dev/null; then",
-            '  echo "gcsfuse is missing on this image: install it (docs/launching.md)" >&2',
-            "  exit 1",
-            "fi",
-            f"sudo mkdir -p {BUCKET_MOUNT}",
-            f'sudo chown "$(id -u):$(id -g)" {BUCKET_MOUNT}',
+            f'sed -e "s|@HOME@|$PWD|g" -e "s|@USER@|$(id -un)|g" {one} |',
+            f"  sudo tee /etc/systemd/system/{one} >/dev/null",
         ]
-    name = job.name
-    lines += [
-        f'sed -e "s|@HOME@|$PWD|g" -e "s|@USER@|$(id -un)|g" {name}.service |',
-        f"  sudo tee /etc/systemd/system/{name}.service >/dev/null",
-        "sudo systemctl daemon-reload",
-        f"sudo systemctl enable --quiet {name}",
-        f"sudo systemctl reset-failed {name} 2>/dev/null || true",
-        f"sudo systemctl restart {name}",
-    ]
+    lines.append("sudo systemctl daemon-reload")
+    for one in units:
+        lines += [
+            f"sudo systemctl enable --quiet {one}",
+            f"sudo systemctl reset-failed {one} 2>/dev/null || true",
+            f"sudo systemctl restart {one}",
+        ]
+    lines.append(f"touch {_INSTALLED}")
     return "\n".join(lines) + "\n"
 
 
 def unit(job: Request) -> str:
     """NAME.service; @HOME@ and @USER@ are filled in on the host."""
     secrets = "EnvironmentFile=@HOME@/secrets.env\n" if job.secrets else ""
+    # Wants=, not Requires=: a start that fails for its sake would never be tried again.
+    after = " ".join(["network-online.target", *([bucket.UNIT] if job.bucket else [])])
+    wait = f"ExecStartPre={bucket.WAIT}\nTimeoutStartSec=300\n" if job.bucket else ""
     return f"""\
 [Unit]
 Description={job.module} of the launch {job.name}
-Wants=network-online.target
-After=network-online.target
+Wants={after}
+After={after}
 StartLimitIntervalSec=infinity
 StartLimitBurst={job.max_restarts + 1}
 
 [Service]
 User=@USER@
-ExecStart=/bin/bash @HOME@/run.sh
+{wait}ExecStart=/bin/bash @HOME@/run.sh
 {secrets}KillSignal=SIGTERM
 KillMode=mixed
 TimeoutStopSec={job.grace_seconds}
@@ -95,7 +95,7 @@ WantedBy=multi-user.target
 
 
 def staging(job: Request) -> list[str]:
-    """Shell that makes "$stage/NAME.tar.gz": the three files, the code, and the secrets."""
+    """Shell that makes "$stage/NAME.tar.gz": scripts, units, the code, and the secrets."""
     lines = [
         *need_secrets(job.secrets),
         'stage=$(mktemp -d)',
@@ -104,11 +104,13 @@ def staging(job: Request) -> list[str]:
         line("git", "archive", "--format=tar.gz",
              Verbatim(f'--output="$stage/{job.name}/code.tar.gz"'), job.code.commit),
     ]  # fmt: skip
-    files = (
+    files = [
         ("run.sh", run_script(job)),
         ("setup.sh", setup_script(job)),
         (f"{job.name}.service", unit(job)),
-    )
+    ]
+    if job.bucket:
+        files.append((bucket.UNIT, bucket.unit(job)))
     for file, text in files:
         path = Verbatim(f'"$stage/{job.name}/{file}"')
         lines.append(here_document(path, text, end=_END))
@@ -138,10 +140,10 @@ def install_command(job: Request) -> str:
 
 
 def unit_state_command(name: str) -> str:
-    """Prints missing, active, activating, inactive (the command is done) or failed."""
+    """Prints missing (not set up to the end), active, activating, inactive (done) or failed."""
     return (
-        f"if [ -e {name}/run.sh ]; then systemctl show {name} --property=ActiveState --value; "
-        "else echo missing; fi"
+        f"if [ -e {name}/{_INSTALLED} ]; then "
+        f"systemctl show {name} --property=ActiveState --value; else echo missing; fi"
     )
 
 

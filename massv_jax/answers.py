@@ -13,7 +13,13 @@ from typing import Any, Literal
 
 from core_jax.data.llava import Turn
 from core_jax.data.llava_tokens import Answer
-from core_jax.data.sources import Example, SourceError, checked_relative, list_files
+from core_jax.data.sources import (
+    Example,
+    SourceError,
+    checked_relative,
+    clean_text,
+    list_files,
+)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -111,9 +117,15 @@ class AnswerRecord:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        """One line, byte for byte the same for the same record."""
-        return json.dumps(
-            dataclasses.asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+        r"""One line of valid Unicode, byte for byte the same for the same record.
+
+        What is no Unicode in an image's name gets JSON's own escapes (`\udce9`), so that the name
+        is read back as it was.
+        """
+        return clean_text(
+            json.dumps(
+                dataclasses.asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+            )
         )
 
     @classmethod

@@ -18,6 +18,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from core_jax.data.sources import clean_text
 from core_jax.files import remove_unfinished, write_whole
 from massv_jax.answers import FORMAT, MANIFEST
 
@@ -248,7 +249,8 @@ def _read_object(file: pathlib.Path, remedy: str) -> dict[str, Any]:
 
 
 def _dump(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    return (clean_text(text) + "\n").encode()
 
 
 def _differences(old: Any, new: Any, where: Sequence[str] = ()) -> Iterable[str]:

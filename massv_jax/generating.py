@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from core_jax.data.images import BadImage
+from core_jax.data.sources import clean_text
 from core_jax.decode.frontends import open_image
 from core_jax.decode.sampling import SamplingRule
 from core_jax.decode.target import Target, load_target
@@ -118,7 +119,7 @@ def generate_answers(
         for batch, options in _batches(todo, job):
             start = time.perf_counter()
             records, answers = _answer(decoder, job, batch, options)
-            out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+            out.writelines(clean_text(json.dumps(r, ensure_ascii=False)) + "\n" for r in records)
             out.flush()  # what was computed survives a kill
             count += len(batch)
             if answers is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from core_jax.data.images import ImageLimits
+from core_jax.data.sources import clean_text
 from core_jax.files import write_whole
 from core_jax.resumed_output import (
     changed_settings,
@@ -53,7 +54,7 @@ class Row:
     """A prompt.
 
     Attributes:
-      id: of the line, or its number.
+      id: of the line, or its number; what is no Unicode in it became backslash escapes.
       prompt: a text, or messages.
       images: paths.
     """
@@ -73,13 +74,13 @@ def read_rows(job: GenerateJob) -> Iterator[Row]:
     seen: set[str] = set()
     if not job.input.is_file():
         raise JobError(f"{job.input} is missing; give a JSONL file of prompts as --input")
-    with job.input.open(encoding="utf-8") as lines:
+    with job.input.open(encoding="utf-8-sig") as lines:  # with or without a mark
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             where = f"{job.input}:{number}"
             record = _parse(line, where)
-            row_id = str(record.get("id", number))
+            row_id = clean_text(str(record.get("id", number)))
             if row_id in seen:
                 raise JobError(f"{where}: id {row_id!r} was there before; ids must differ")
             seen.add(row_id)

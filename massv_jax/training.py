@@ -18,6 +18,7 @@ from core_jax.models.gemma3 import Gemma3Config
 from core_jax.models.qwen2_5_vl import Qwen2_5_VLConfig
 from core_jax.partition import cast_floating, split
 from core_jax.sharding import check_batch, make_mesh
+from core_jax.train.loading import watched_loading
 from core_jax.train.loop import LoopConfig, TrainResult, run_training
 from core_jax.train.placement import PlacedStep, place_step
 from core_jax.train.run_record import RunRecord, decide_start
@@ -250,11 +251,13 @@ def train(
       workdir: the directory.
       count_flops: tells the operations of a step over all devices, for the MFU.
     """
-    job = build_job(experiment)
-    # What is trained is in the state: the weights that it began with would be there twice.
-    job = dataclasses.replace(job, parts=dataclasses.replace(job.parts, params={}))
-    binding = job.parts.binding
-    source = open_training_source(experiment, binding)
+    with watched_loading(workdir, experiment.run.hang_seconds) as watchdog:
+        job = build_job(experiment)
+        # What is trained is in the state: the weights that it began with would be there twice.
+        job = dataclasses.replace(job, parts=dataclasses.replace(job.parts, params={}))
+        binding = job.parts.binding
+        watchdog.at("opening the examples")
+        source = open_training_source(experiment, binding)
     rows = make_rows(experiment, job.parts, job.processor)
     record = make_record(experiment, binding)
     decide_start(str(workdir), record)  # before anything is written

@@ -6,7 +6,8 @@ r"""A larger target with the same answers, to time decoding where reading weight
 The language model gets further layers whose residual branches end in zeros, and wider MLPs whose
 new columns do: it computes the same function at the cost of a model of that size (Chen et al.,
 Net2Net, arXiv 1511.05641, do so to go on training). What is new is random where it does not
-matter, so that nothing can be left out.
+matter, so that nothing can be left out. A drafter of the small target serves the grown one as well
+(`python -m massv_jax.rebind`).
 """
 
 import dataclasses
@@ -86,9 +87,7 @@ def main(argv: list[str]) -> None:
     model, params = load_model(target, dtype="float32")
     if not isinstance(model, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
         raise SystemExit(f"error: {target} is not a Qwen2.5-VL")
-    grown, larger = grow(
-        model, params, layers=_LAYERS.value, intermediate_size=_INTERMEDIATE.value
-    )
+    grown, larger = grow(model, params, layers=_LAYERS.value, intermediate_size=_INTERMEDIATE.value)
     out.mkdir(parents=True, exist_ok=True)
     for file in target.iterdir():
         if file.suffix in (".json", ".jinja", ".txt") and file.name != "config.json":

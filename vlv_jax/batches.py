@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from core_jax.data.bad import DataPolicy
 from core_jax.data.processors import ImageProcessor
 from core_jax.data.resize import RESAMPLE, CropSpec, crop_image
-from core_jax.data.sources import Example
+from core_jax.data.sources import Example, clean_text
 from vlv_jax.experiment import DataConfig
 
 
@@ -22,7 +22,8 @@ def sample_index(example_id: str) -> np.int32:
     It follows from the id, not from the position, so that a cache, another order, or another
     split into processes draws the same noise for the same picture at the same step.
     """
-    return np.int32(zlib.crc32(example_id.encode()) & 0x7FFFFFFF)
+    name = clean_text(example_id)  # a JSON file's ids may hold halves of characters
+    return np.int32(zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +55,7 @@ class ImageViews:
         if self.native_crops:
             shape = self.processor.size
             if shape is None:
-                raise ValueError(
-                    "data.native_crops needs a preprocessor_config.json with a size"
-                )
+                raise ValueError("data.native_crops needs a preprocessor_config.json with a size")
             large = shape if isinstance(shape, int) else shape[0]
             kind = "native_random" if self.crop == "random" else "native"
             spec = CropSpec(size=large, kind=kind, resample=self.resample, small="resize")

@@ -4,16 +4,15 @@
         --input photos --input more.tar --output captions.jsonl [--sidecar]
     python -m vlv_jax.caption --from EXPORTED --input photos --output captions.jsonl
 
-Running the same command again goes on where it stopped. With several processes, process i takes
+Running the same command again goes on where it stopped, and tries images and tars that could not be
+used once more. With several processes, process i takes
 every n-th image and writes captions-0000i-of-0000n.jsonl.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,30 +22,26 @@ from absl import flags
 from core_jax.config import ConfigError
 from core_jax.data.images import BadImage, decode_image
 from core_jax.data.sources import SourceError
-from core_jax.files import sync_file
-from core_jax.partition import tree_hash
-from core_jax.resumed_output import shard_path
+from core_jax.resumed_output import shard_path, write_settings
 from core_jax.stopping import stop_between
 from core_jax.watchdog import HEARTBEATS, Watchdog
 from vlv_jax.batches import ImageViews, sample_index
-from vlv_jax.caption_files import (
-    Item,
+from vlv_jax.caption_files import Item, list_items, sidecar_paths, write_sidecar
+from vlv_jax.caption_output import (
     all_records,
-    begin_replacing,
+    as_line,
     check_settings,
-    end_replacing,
-    list_items,
+    drop_old_errors,
+    finish_replacement,
+    partial_path,
     read_records,
-    sidecar_paths,
-    write_sidecar,
+    recover_replacements,
 )
+from vlv_jax.caption_settings import caption_settings, replacement_name, whole_views
 from vlv_jax.commands import run_command
 from vlv_jax.experiment import Experiment
 from vlv_jax.host_work import Progress, map_ahead
 from vlv_jax.inference import Captioner, load_for_command
-from vlv_jax.networks import PROJECTOR
-
-_DECIDING = ("num_beams", "temperature", "top_k", "top_p", "max_new_tokens", "seed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +49,7 @@ class CaptionJob:
     """What to caption, and where captions go.
 
     Attributes:
-      inputs: image files, folders (searched recursively), .tar files, manifests.
+      inputs: image files, folders (searched recursively, linked ones too), .tar files, manifests.
       output: JSONL, an object an image: id, file_name (and member, in a tar), caption, finished,
         num_tokens; or id, file_name and error.
       sidecar: also a `.txt` beside each image that is a file of its own.
@@ -91,21 +86,70 @@ def caption_inputs(
     _check_sidecars(texts, job.inputs)
     final = shard_path(job.output, job.process_index, job.process_count)
     final.parent.mkdir(parents=True, exist_ok=True)
-    if job.overwrite == "replace":
-        path = final.with_name(f"{final.name}.{_fingerprint(captioner, job)}.partial")
-        done = read_records(path, repair=True)
-    else:
-        path = final
-        read_records(path, repair=True)
-        done = all_records(job.output)
-    if job.overwrite == "replace":
-        begin_replacing(job.output)
-    else:
-        check_settings(job.output, _settings(captioner))
-    todo = [item for item in own if item.id not in done]
-    _announce(len(own), len(todo), path)
-    if job.overwrite == "skip":
+    settings = caption_settings(captioner)
+    fingerprint = replacement_name(settings, job.inputs)
+    mended = {item.place["file_name"] for item in items if "member" in item.place}
+    path, done = _begin(job, final, settings, fingerprint, mended)
+    replacing = job.overwrite == "replace"
+    again = {i.id for i in own if "error" in done.get(i.id, {})} if not replacing else set()
+    todo = [item for item in own if item.id not in done or item.id in again]
+    _announce(items, len(own), len(todo), path)
+    if not replacing:
         _complete_sidecars(own, done, texts)
+    failed = _write_captions(captioner, job, todo, path, done, texts, at)
+    if again:
+        drop_old_errors(path, mended)
+    if replacing:
+        finish_replacement(job.output, fingerprint, job.process_index, job.process_count, settings)
+    if failed:
+        print(
+            f'{failed} images could not be used; see "error" in {final}. Run it again to try them '
+            "once more",
+            flush=True,
+        )
+    return final
+
+
+def _begin(
+    job: CaptionJob,
+    final: pathlib.Path,
+    settings: Mapping[str, Any],
+    fingerprint: str,
+    mended: Collection[str],
+) -> tuple[pathlib.Path, dict[str, dict[str, Any]]]:
+    """The file to go on with, repaired, and the records by id that need not be made.
+
+    Args:
+      job: the job.
+      final: where this process's captions are in the end.
+      settings: of the captions.
+      fingerprint: of a replacement.
+      mended: see `drop_old_errors`.
+
+    Raises:
+      SourceError: an output that is there has other settings, or is none.
+    """
+    recover_replacements(job.output)
+    if job.overwrite == "replace":
+        path = partial_path(final, fingerprint)
+        drop_old_errors(path, mended)
+        return path, read_records(path)
+    check_settings(job.output, settings)
+    drop_old_errors(final, mended)
+    write_settings(final, settings)
+    return final, all_records(job.output)
+
+
+def _write_captions(
+    captioner: Captioner,
+    job: CaptionJob,
+    todo: Sequence[Item],
+    path: pathlib.Path,
+    done: Mapping[str, Mapping[str, Any]],
+    texts: Mapping[str, pathlib.Path],
+    at: Callable[[str], None],
+) -> int:
+    """Appends records, batch by batch, and writes texts; returns how many are errors."""
     progress, failed = Progress(len(todo), at=at), 0
     with path.open("a", encoding="utf-8") as out:
         for records in _caption(captioner, todo, job.num_threads):
@@ -114,38 +158,38 @@ def caption_inputs(
                 wanted = text is not None and (job.overwrite == "replace" or not text.exists())
                 if wanted and "caption" in record:
                     write_sidecar(text, record["caption"])
-                out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                if record != done.get(record["id"]):  # the same error is there already
+                    out.write(as_line(record))
             out.flush()  # what was computed survives a kill
             failed += sum("error" in record for record in records)
             progress.add(len(records))
-    sync_file(path)  # before old captions go, or anything is said of these
-    if job.overwrite == "replace":
-        os.replace(path, final)
-        end_replacing(
-            job.output, _settings(captioner), job.process_count, _fingerprint(captioner, job)
-        )
+        os.fsync(out.fileno())  # and what was finished, a power cut
     if todo:
         progress.close()
-    if failed:
-        print(f'{failed} images could not be used; see "error" in {final}', flush=True)
-    return final
-
-
-def _settings(captioner: Captioner) -> dict[str, Any]:
-    """What captions follow from, beside the image; batch size and threads are not among it."""
-    sampling = dataclasses.asdict(captioner.sampling)
-    weights = tree_hash(captioner.params[PROJECTOR])  # small, and every captioner trains it
-    return {"weights": weights, **{name: sampling[name] for name in _DECIDING}}
+    return failed
 
 
 def _check_sidecars(texts: dict[str, pathlib.Path], inputs: Sequence[str]) -> None:
-    given = {os.path.abspath(path) for path in inputs}
+    given = {os.path.abspath(os.path.expanduser(path)) for path in inputs}
     for item_id, text in texts.items():
         if os.path.abspath(text) in given:
             raise SourceError(f"--sidecar would write the caption of {item_id} over --input {text}")
 
 
-def _announce(total: int, todo: int, path: pathlib.Path) -> None:
+def _announce(items: Sequence[Item], total: int, todo: int, path: pathlib.Path) -> None:
+    sources = {id(item.source): item.source for item in items}.values()
+    if left_out := sum(getattr(source, "left_out", 0) for source in sources):
+        print(
+            f"{left_out} images are left out: further fields of a sample, such as x.seg.png "
+            "beside x.png (docs/data.md)",
+            flush=True,
+        )
+    if broken := [item.id for item in items if item.error]:
+        print(
+            f"{len(broken)} tars cannot be read to their end, or are empty, and get a record with "
+            f"an error; make or fetch them again: {', '.join(broken)}",
+            flush=True,
+        )
     had = f", {total - todo} of them are in {path} already" if todo < total else ""
     print(f"{total} images{had}", flush=True)
 
@@ -158,21 +202,12 @@ def _complete_sidecars(items: Sequence[Item], done: dict, texts: dict) -> None:
             write_sidecar(text, record["caption"])
 
 
-def _fingerprint(captioner: Captioner, job: CaptionJob) -> str:
-    """Tells replacements apart, so that only the same command goes on with a part."""
-    weights = tree_hash(captioner.params[PROJECTOR])
-    content = [weights, dataclasses.asdict(captioner.sampling), list(job.inputs)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
-
-
 def _caption(
     captioner: Captioner, items: Sequence[Item], num_threads: int
 ) -> Iterator[list[dict[str, Any]]]:
     """Lists of records, in the items' order, a batch of usable images each."""
     size = captioner.sampling.batch_size
-    views = captioner.views
-    if views.crop == "random":  # of training; a caption of a random part would be no caption
-        views = dataclasses.replace(views, crop="center")
+    views = whole_views(captioner)
 
     def load(item: Item) -> tuple[Item, np.ndarray | str]:
         return item, _view_of(item, views, captioner)
@@ -192,6 +227,8 @@ def _caption(
 
 def _view_of(item: Item, views: ImageViews, captioner: Captioner) -> np.ndarray | str:
     """The view, or why there is none. A failing disk stops the job: it can be continued."""
+    if item.error:
+        return item.error
     try:
         data = item.example().encoded_image(captioner.limits)
         return views(decode_image(data, captioner.limits))["florence_image"]

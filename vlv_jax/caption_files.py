@@ -1,33 +1,26 @@
-"""What `vlv_jax.caption` reads and writes: inputs of any kind, and an output that resumes."""
+"""What `vlv_jax.caption` reads: inputs of any kind; and the texts beside them."""
 
 import collections
 import dataclasses
-import glob
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from core_jax.data.images import BadImage, Reason
 from core_jax.data.sources import (
     IMAGE_SUFFIXES,
     EmptySourceError,
     Example,
     Source,
     SourceError,
+    clean_text,
     read_json,
     read_jsonl,
-    readable_name,
+    unclean_name,
+    walk_files,
 )
 from core_jax.data.webdataset import WebdatasetSource
 from core_jax.files import write_whole
-from core_jax.resumed_output import (
-    changed_settings,
-    read_settings,
-    settings_file,
-    write_settings,
-)
 
 _PATH_KEYS = ("file_name", "image", "file", "path")
 
@@ -42,6 +35,8 @@ class Item:
       path: the image's own file; None inside archives, which have no place for a text beside it.
       source: holds the image.
       index: in that source.
+      error: why there is nothing to caption, where that is known beforehand: a tar that cannot be
+        read is one item.
     """
 
     id: str
@@ -49,6 +44,7 @@ class Item:
     path: pathlib.Path | None
     source: Source = dataclasses.field(repr=False)
     index: int
+    error: str = ""
 
     def example(self) -> Example:
         """The record, its image not yet decoded."""
@@ -89,7 +85,9 @@ def read_manifest(path: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
         name = next((record[key] for key in _PATH_KEYS if key in record), None)
         if not isinstance(name, str) or not name or "\0" in name:
             raise SourceError(f"{where}: an entry is a path, or an object with one of {_PATH_KEYS}")
-        files.append(pathlib.Path(os.path.normpath(path.parent / name)))
+        file = pathlib.Path(os.path.normpath(path.parent / name))
+        raw = pathlib.Path(unclean_name(str(file)))
+        files.append(raw if raw != file and not file.exists() else file)
         ids.append(str(record.get("id", name)))
     if not files:
         raise SourceError(f"{path}: the manifest lists no image")
@@ -107,7 +105,7 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"{path}[{i}]", entry) for i, entry in enumerate(content))
     else:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise SourceError(
                 f"{path}: neither an image ({', '.join(IMAGE_SUFFIXES)}), a .tar, nor a text "
@@ -117,13 +115,18 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
 
 def list_items(inputs: Sequence[str]) -> list[Item]:
-    """Every image of the inputs, in their order; the same file twice is taken once.
+    r"""Every image of the inputs, in their order; the same file twice is taken once.
 
     Ids are paths as they were given (`photos/a/1.jpg`, `data/000.tar/000123`), or the manifest's
-    own; where two different images have one id, the second gets "#2".
+    own; where two different images have one id, the second gets "#2". Bytes of names that are no
+    UTF-8 become escapes (`caf\udce9.jpg`), which a manifest may have, too.
+
+    A tar that is broken or empty is one item with an error, so that it does not keep the others
+    from being captioned.
 
     Raises:
-      SourceError: an input that does not exist, cannot be read, or holds no image.
+      SourceError: an input that does not exist, cannot be read, or holds no image; nothing but
+        tars that cannot be read (all are named).
     """
     items: list[Item] = []
     seen: set[tuple[str, ...]] = set()
@@ -132,18 +135,25 @@ def list_items(inputs: Sequence[str]) -> list[Item]:
         found = 0
         for item in _items_of(pathlib.Path(given).expanduser()):
             found += 1
-            place = (str(item.path or item.place["file_name"]), item.place.get("member", ""))
-            place = (os.path.abspath(place[0]), place[1])
+            place = (os.path.abspath(item.place["file_name"]), item.place.get("member", ""))
             if place in seen:
                 continue
             seen.add(place)
-            times[item.id] += 1
-            number = times[item.id]
+            name = clean_text(item.id)
+            times[name] += 1
+            number = times[name]
             items.append(
-                item if number == 1 else dataclasses.replace(item, id=f"{item.id}#{number}")
+                dataclasses.replace(
+                    item,
+                    id=name if number == 1 else f"{name}#{number}",
+                    place={key: clean_text(value) for key, value in item.place.items()},
+                )
             )
         if not found:
             raise SourceError(f"{given}: no image ({', '.join(IMAGE_SUFFIXES)}) and no .tar")
+    if all(item.error for item in items):
+        named = "\n  ".join(f"{item.id}: {item.error}" for item in items)
+        raise SourceError(f"no tar can be used; make or fetch them again:\n  {named}")
     return items
 
 
@@ -152,13 +162,13 @@ def _items_of(path: pathlib.Path) -> Iterator[Item]:
         raise SourceError(f"{path}: no such file or folder")
     if path.is_dir():
         images, tars = _scan(path)
-        yield from _of_files([readable_name(image.as_posix()) for image in images], images)
+        yield from _of_files([image.as_posix() for image in images], images)
         for tar in tars:
             yield from _of_tar(tar)
     elif path.suffix.lower() == ".tar":
         yield from _of_tar(path)
     elif path.suffix.lower() in IMAGE_SUFFIXES:
-        yield from _of_files([readable_name(path.as_posix())], [path])
+        yield from _of_files([path.as_posix()], [path])
     else:
         yield from _of_files(*read_manifest(path))
 
@@ -166,179 +176,61 @@ def _items_of(path: pathlib.Path) -> Iterator[Item]:
 def _of_files(ids: list[str], files: list[pathlib.Path]) -> Iterator[Item]:
     source = FileList(files)
     for index, (item_id, file) in enumerate(zip(ids, files, strict=True)):
-        place = {"file_name": readable_name(file.as_posix())}
-        yield Item(item_id, place, file, source, index)
+        yield Item(item_id, {"file_name": file.as_posix()}, file, source, index)
 
 
 def _scan(root: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """Image files and tars under a folder, each sorted; hidden files are left out."""
-    found, visited = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in visited:  # links may lead in a circle
-            folders.clear()
-            continue
-        visited.add(real)
-        folders.sort()
-        found += [pathlib.Path(folder) / file for file in files if not file.startswith(".")]
-    images = sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES)
-    return images, sorted(file for file in found if file.suffix.lower() == ".tar")
-
-
-@dataclasses.dataclass(frozen=True)
-class _NoArchive:
-    """Stands for a tar that cannot be read to its end, or holds no image."""
-
-    reason: Reason
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Example:
-        raise BadImage(self.reason)
+    found = sorted(walk_files(root))
+    images = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
+    return images, [file for file in found if file.suffix.lower() == ".tar"]
 
 
 def _of_tar(path: pathlib.Path) -> Iterator[Item]:
-    """Its images; one item that cannot be used where there are none, for the others go on."""
-    name = readable_name(path.as_posix())
     try:
         source = WebdatasetSource(path)
     except SourceError as error:
-        empty = isinstance(error, EmptySourceError)
-        source = _NoArchive(Reason.NO_IMAGE if empty else Reason.BROKEN)
-        yield Item(name, {"file_name": name}, None, source, 0)
+        reason = "empty_tar" if isinstance(error, EmptySourceError) else "unreadable_tar"
+        yield Item(path.as_posix(), {"file_name": path.as_posix()}, None, FileList([]), 0, reason)
         return
     for index in range(len(source)):
         member = source.key(index)
-        place = {"file_name": name, "member": member}
-        yield Item(f"{name}/{member}", place, None, source, index)
+        place = {"file_name": path.as_posix(), "member": member}
+        yield Item(f"{path.as_posix()}/{member}", place, None, source, index)
 
 
 def sidecar_paths(items: Iterable[Item]) -> dict[str, pathlib.Path]:
     """The `.txt` beside each image that is a file of its own, by id.
 
-    `a.jpg` gets `a.txt`. Where that would be another image's, too, whole names are kept: `a.jpg`
-    and `a.png` in one folder get `a.jpg.txt` and `a.png.txt`. `caption_suffix` reads both forms.
+    It is `a.txt` beside `a.jpg`. Where another image in the folder has a claim to that name, as
+    `a.png` and `a` would have, it is `a.jpg.txt`. So names differ, and follow from the folder and
+    not from what of it is captioned. `FolderSource` reads them back.
     """
-    own = {item.id: item.path for item in items if item.path is not None}
-    texts = {name: path.with_suffix(".txt") for name, path in own.items()}
-    while True:
-        times = collections.Counter(os.path.abspath(text) for text in texts.values())
-        shared = [
-            name for name, text in texts.items()
-            if times[os.path.abspath(text)] > 1 and text != _whole_name(own[name])
-        ]  # fmt: skip
-        if not shared:
-            return texts
-        texts |= {name: _whole_name(own[name]) for name in shared}
+    own = [item for item in items if item.path is not None]
+    names = collections.defaultdict(set)
+    for item in own:
+        names[item.path.parent].add(item.path.name)
+    claims = {folder: _claims(folder, given) for folder, given in names.items()}
+    return {
+        item.id: item.path.with_name(f"{item.path.name}.txt")
+        if claims[item.path.parent][item.path.stem.casefold()] > 1
+        else item.path.with_suffix(".txt")
+        for item in own
+    }
 
 
-def _whole_name(image: pathlib.Path) -> pathlib.Path:
-    return image.with_name(image.name + ".txt")
+def _claims(folder: pathlib.Path, given: set[str]) -> collections.Counter[str]:
+    """How many images of a folder may have their text under a name; some disks know no case.
+
+    Those that were given count as well, whether they are there or not.
+    """
+    there = set(os.listdir(folder)) if folder.is_dir() else set()
+    found = {name for name in there if name.lower().endswith(IMAGE_SUFFIXES)}
+    images = [pathlib.PurePath(name) for name in found | given]
+    claims = collections.Counter(image.stem.casefold() for image in images)
+    return claims + collections.Counter(image.name.casefold() for image in images)
 
 
 def write_sidecar(path: pathlib.Path, caption: str) -> None:
     """Writes one text whole or not at all."""
     write_whole(path, caption + "\n", sync=False)
-
-
-def read_records(path: pathlib.Path, *, repair: bool = False) -> dict[str, dict[str, Any]]:
-    """The records of an output by id; {} where there is none.
-
-    The last line may be torn by a kill; it does not count, and with `repair` it is cut off.
-
-    Raises:
-      SourceError: another line is not a record: the file is no output of this command.
-    """
-    if not path.is_file():
-        return {}
-    records, good = {}, 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                if not line.endswith(b"\n"):
-                    break
-                record = json.loads(line)
-                records[record["id"]] = record
-            except (ValueError, KeyError, TypeError):
-                raise SourceError(
-                    f"{path}:{number}: not a record of vlv_jax.caption; name another --output"
-                ) from None
-            good += len(line)
-    if repair and good < path.stat().st_size:
-        os.truncate(path, good)
-    return records
-
-
-def check_settings(output: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Notes what captions are made with in `<output>.settings.json`, or compares with the note.
-
-    Args:
-      output: of the job.
-      settings: as JSON.
-
-    Raises:
-      SourceError: the output was begun with other settings, all that differ are named; or it is
-        being made anew.
-    """
-    try:
-        old = read_settings(output)
-    except ValueError:
-        raise SourceError(f"{settings_file(output)} is damaged; name another --output") from None
-    if old is None:
-        write_settings(output, settings)
-        return
-    if old == _BEING_REPLACED:
-        raise SourceError(
-            f"{output} was being made anew and is not whole: go on with --overwrite=replace, "
-            "or name another --output"
-        )
-    if changed := changed_settings(old, settings):
-        raise SourceError(
-            f"{output} was begun with other settings: {changed}. Go on with those, name another "
-            "--output, or make all captions anew by --overwrite=replace"
-        )
-
-
-_BEING_REPLACED = {"being_replaced": True}
-
-
-def begin_replacing(output: pathlib.Path) -> None:
-    """Until it ends, nobody may take the old captions for the new ones' beginning."""
-    write_settings(output, _BEING_REPLACED)
-
-
-def end_replacing(
-    output: pathlib.Path, settings: Mapping[str, Any], count: int, fingerprint: str
-) -> None:
-    """Notes the new settings and removes old parts, once no process has anything left to do.
-
-    Args:
-      output: of the job.
-      settings: of all its captions.
-      count: processes that wrote them; parts of another number of processes are old.
-      fingerprint: of this replacement.
-    """
-    unfinished = list(output.parent.glob(f"{glob.escape(output.stem)}*.partial"))
-    if any(file.name.endswith(f".{fingerprint}.partial") for file in unfinished):
-        return  # another process's
-    for file in unfinished:  # of replacements that were given up
-        file.unlink(missing_ok=True)
-    for file in _parts(output):
-        if not file.stem.endswith(f"-of-{count:05d}") or count == 1:
-            file.unlink(missing_ok=True)
-    if count > 1:
-        output.unlink(missing_ok=True)
-    write_settings(output, settings)
-
-
-def _parts(output: pathlib.Path) -> list[pathlib.Path]:
-    pattern = f"{glob.escape(output.stem)}-{'[0-9]' * 5}-of-{'[0-9]' * 5}{output.suffix}"
-    return sorted(output.parent.glob(pattern))
-
-
-def all_records(output: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Records of the output and of every numbered file beside it, of any number of processes."""
-    records: dict[str, dict[str, Any]] = {}
-    for file in (*_parts(output), output):
-        records |= read_records(file)
-    return records

@@ -12,7 +12,7 @@ Steps, guidance, sampler and seed are the config's `sampling`, such as
 
 import dataclasses
 import itertools
-import json
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +22,13 @@ from absl import flags
 from PIL import Image
 
 from core_jax.data.images import BadImage, decode_image
-from core_jax.data.sources import IMAGE_SUFFIXES, SourceError
+from core_jax.data.sources import (
+    IMAGE_SUFFIXES,
+    SourceError,
+    clean_text,
+    read_jsonl,
+    walk_files,
+)
 from vlv_jax.commands import run_command
 from vlv_jax.experiment import Experiment
 from vlv_jax.inference import Autoencoder, load_for_command
@@ -30,6 +36,7 @@ from vlv_jax.redrawing import compose
 from vlv_jax.sample_sheets import draw_sheet
 
 _MAX_SHEET = 64  # rows
+_SHEET = "sheet"  # name of their picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,29 +59,30 @@ class Drawn:
 
 
 def list_images(paths: Sequence[str]) -> list[pathlib.Path]:
-    """Image files of files and folders (recursively), in a fixed order.
+    """Image files of files and folders (recursively), in a fixed order, each of them once.
 
     Raises:
       SourceError: a path is not there, or there is no image at all.
     """
-    files: list[pathlib.Path] = []
+    files: dict[str, pathlib.Path] = {}
     for text in paths:
         path = pathlib.Path(text).expanduser()
         if path.is_dir():
-            found = (p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            files += sorted(p for p in found if p.is_file())
+            found = sorted(f for f in walk_files(path) if f.suffix.lower() in IMAGE_SUFFIXES)
         elif path.is_file():
-            files.append(path)
+            found = [path]
         else:
             raise SourceError(f"--input {path} is neither a file nor a folder")
+        for file in found:
+            files.setdefault(os.path.abspath(file), file)
     if not files:
         raise SourceError(f"no image among {', '.join(paths)}")
-    return files
+    return list(files.values())
 
 
 def unique_names(stems: Sequence[str]) -> list[str]:
-    """File names that differ: a second `cat` becomes `cat-2`."""
-    used = {"sheet"}  # is the sheet's
+    """File names that differ, also from the sheet's: a second `cat` becomes `cat-2`."""
+    used = {_SHEET}
     out = []
     for stem in stems:
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in stem) or "image"
@@ -99,7 +107,7 @@ def redraw_images(auto: Autoencoder, files: Sequence[pathlib.Path], say=print) -
                 views.append(auto.views(decode_image(file, auto.limits)))
                 good.append(names[file])
             except BadImage as error:
-                say(f"left out: {file}: {error.reason}")
+                say(clean_text(f"left out: {file}: {error.reason}"))
         if not good:
             continue
         z = auto.encode_views(np.stack([v["florence_image"] for v in views]))
@@ -117,13 +125,10 @@ def draw_captions(auto: Autoencoder, file: pathlib.Path) -> Drawn:
       SourceError: a line is no object with a caption; lines with an error are passed over.
     """
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
+    for number, row in read_jsonl(file):
+        if "error" in row:
             continue
-        row = json.loads(line)
-        if isinstance(row, dict) and "error" in row:
-            continue
-        text = row.get("caption", row.get("text")) if isinstance(row, dict) else None
+        text = row.get("caption", row.get("text"))
         if not isinstance(text, str):
             raise SourceError(f"{file}:{number} has no caption (keys `caption` or `text`)")
         name = pathlib.PurePath(str(row.get("id") or row.get("file_name") or f"{number:05d}"))
@@ -166,15 +171,19 @@ def compose_images(
     """Draws the leading embeddings of two images, one after the other (paper, section 4.4.2).
 
     Raises:
+      SourceError: one of the two is no file.
       ValueError: more embeddings than an image has, or than the text encoder takes.
     """
+    files = [pathlib.Path(text).expanduser() for text in (first, second)]
+    for file in files:
+        if not file.is_file():
+            raise SourceError(f"--compose {file} is no image file; it takes two of them")
     limit = auto.networks.text_encoder.config.max_position_embeddings
     if num_first + num_second > limit:
         raise ValueError(
             f"--num_first {num_first} and --num_second {num_second} are more than the "
             f"{limit} embeddings that the text encoder takes"
         )
-    files = list_images([first, second])
     views = [auto.views(decode_image(f, auto.limits)) for f in files]
     z = auto.encode_views(np.stack([v["florence_image"] for v in views]))
     mixed = np.asarray(compose(z[:1], z[1:], num_first=num_first, num_second=num_second))
@@ -212,7 +221,7 @@ class Writer:
             [left for left, _, _ in rows], [right for _, right, _ in rows],
             captions if any(captions) else None,
         )  # fmt: skip
-        sheet.save(self._output / "sheet.png")
+        sheet.save(self._output / f"{_SHEET}.png")
         if self._keep and self._all[0].embeddings is not None:
             np.savez(
                 self._output / "embeddings.npz",

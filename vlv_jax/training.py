@@ -12,6 +12,7 @@ from core_jax.data.pipeline import make_batches
 from core_jax.data.sources import open_source
 from core_jax.partition import split, tree_hash
 from core_jax.sharding import check_batch, make_mesh
+from core_jax.train.loading import watched_loading
 from core_jax.train.loop import Hook, LoopConfig, TrainResult, run_training
 from core_jax.train.placement import PlacedStep, place_step
 from core_jax.train.run_record import INIT_FROM, RunRecord, decide_start
@@ -203,12 +204,15 @@ def train(
       count_flops: tells the operations of a step over all devices, for the MFU.
     """
     check_batch(experiment.data.batch_size, make_mesh(experiment.run.mesh))
-    record = make_record(experiment)
-    start = decide_start(str(workdir), record)  # before anything is loaded or written
-    if start == "warm" and jax.process_index() == 0:
-        for line in view_differences(experiment):
-            print(f"warning: the run in init_from was trained otherwise: {line}", flush=True)
-    job = build_job(experiment)
+    with watched_loading(workdir, experiment.run.hang_seconds) as watchdog:
+        watchdog.at("hashing the weights")
+        record = make_record(experiment)
+        start = decide_start(str(workdir), record)  # before anything is loaded or written
+        if start == "warm" and jax.process_index() == 0:
+            for line in view_differences(experiment):
+                print(f"warning: the run in init_from was trained otherwise: {line}", flush=True)
+        watchdog.at("loading the weights")
+        job = build_job(experiment)
     if jax.process_index() == 0:
         save_experiment(workdir, experiment)
     run = experiment.run

@@ -19,7 +19,7 @@ import numpy as np
 
 from core_jax.data.arguments import add_source_arguments, spec_from_arguments
 from core_jax.data.images import BadImage, ImageLimits, decode_image, inspect_header
-from core_jax.data.sources import Source, open_source
+from core_jax.data.sources import Source, clean_text, open_source
 
 SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096)
 
@@ -78,6 +78,7 @@ def check_source(
                 sides[max(edge for edge in SIDES if edge <= shorter)] += 1
     return {
         "examples": len(source),
+        "left_out": getattr(source, "left_out", 0),
         "checked": len(indices),
         "decoded": not header_only,
         "bad": sum(reasons.values()),
@@ -103,6 +104,8 @@ def format_report(report: dict[str, Any]) -> str:
         f"{'pixels decoded' if report['decoded'] else 'headers only'})",
         f"unusable       {report['bad']} ({100 * report['bad'] / checked:.2f} %)",
     ]
+    if report["left_out"]:
+        lines.append(f"left out       {report['left_out']} images that are further fields")
     lines += [f"  {reason:<17}{n}" for reason, n in report["reasons"].items()]
     lines += [f"    {key}: {reason}" for key, reason in list(report["bad_ids"].items())[:20]]
     for title in ("formats", "modes"):
@@ -144,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         header_only=arguments.header_only,
         num_threads=arguments.num_threads,
     )
-    print(format_report(report))
+    print(clean_text(format_report(report)))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1))
     return int(report["bad"] > arguments.max_bad_fraction * report["checked"])

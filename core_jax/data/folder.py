@@ -4,7 +4,7 @@ Captions come from a manifest, JSONL with one object a line: `file_name` or `ima
 folder), `caption` or `text`, optionally `id`; other keys become extras. A folder that holds a
 `metadata.jsonl` (the Hugging Face ImageFolder convention) uses it by itself. A manifest may also be
 a JSON list of file names or of such objects, as the released VLV training script reads. Or the text
-file beside each image is its caption (`caption_suffix=".txt"`).
+file beside each image is its caption (`caption_suffix=".txt"`): `a.jpg.txt`, else `a.txt`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from core_jax.data.sources import (
     Example,
     SourceError,
     checked_relative,
+    clean_text,
     read_json,
     read_jsonl,
-    readable_name,
     unique_ids,
+    walk_files,
 )
 
 _IMAGE_KEYS = ("file_name", "image", "file", "path")
@@ -36,7 +37,7 @@ class FolderSource:
         manifest: A .jsonl file, or a .json list; its images only are used.
         images: Root of the manifest's paths; the folder, or the manifest's own folder, where None.
         caption_suffix: Suffix of the text file beside an image.
-        follow_symlinks: Accept links that lead out of the root.
+        follow_symlinks: Accept links that lead out of the root, and enter linked folders.
 
     Raises:
         SourceError: Nothing there, no image found, or a manifest entry that is malformed or leads
@@ -69,13 +70,13 @@ class FolderSource:
             self._names, self._records = _read_manifest(Path(manifest), self.root)
             declared = [record.pop("id", None) for record in self._records]
             names = [n if d is None else str(d) for n, d in zip(self._names, declared, strict=True)]
-            self._ids = unique_ids(names)
+            self._ids = unique_ids(map(clean_text, names))
         elif path.is_file():
             self.root, self._names = path.parent, [path.name]
-            self._ids = [readable_name(path.name)]
+            self._ids = [clean_text(path.name)]
         else:
             self.root, self._names = path, _scan(path, follow_symlinks)
-            self._ids = [readable_name(name) for name in self._names]
+            self._ids = unique_ids(map(clean_text, self._names))
         if not self._names:
             raise SourceError(f"{manifest or path}: no image ({', '.join(IMAGE_SUFFIXES)})")
 
@@ -87,30 +88,32 @@ class FolderSource:
         extras = dict(self._records[index]) if self._records is not None else {}
         caption = extras.pop("caption", None)
         if caption is None and self._caption_suffix is not None:
-            caption = _text_beside(image, self._caption_suffix)
+            caption = _caption_beside(image, self._caption_suffix)
         root = self.root if self._check_links else None
         return Example(self._ids[index], image, caption, extras, root)
 
 
-def _text_beside(image: Path, suffix: str) -> str | None:
-    """Of `a.jpg` the text of `a.jpg.txt`, else of `a.txt` (vlv_jax.caption writes both)."""
-    for beside in (image.with_name(image.name + suffix), image.with_suffix(suffix)):
-        if beside.is_file():
-            return beside.read_text(encoding="utf-8", errors="replace").strip()
-    return None
+def _caption_beside(image: Path, suffix: str) -> str | None:
+    """The text of `a.jpg` in `a.jpg.txt`, else in `a.txt`.
+
+    Beside `a.jpg.png`, `a.jpg.txt` is not its own where there is an image `a.jpg`.
+    """
+    files = [image.with_name(image.name + suffix)]
+    other = image.with_suffix("")
+    if other.suffix.lower() not in IMAGE_SUFFIXES or not other.is_file():
+        files.append(image.with_suffix(suffix))
+    text = next((file for file in files if file.is_file()), None)
+    if text is None:
+        return None
+    return text.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def _scan(root: Path, follow_symlinks: bool) -> list[str]:
-    names = []
-    for folder, folders, files in os.walk(root, followlinks=follow_symlinks):
-        folders.sort()
-        relative = os.path.relpath(folder, root)
-        names += [
-            os.path.normpath(os.path.join(relative, file))
-            for file in files
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
-        ]
-    return sorted(names)
+    return sorted(
+        str(file.relative_to(root))
+        for file in walk_files(root, follow_symlinks=follow_symlinks)
+        if file.name.lower().endswith(IMAGE_SUFFIXES)
+    )
 
 
 def _read_manifest(path: Path, root: Path) -> tuple[list[str], list[dict[str, Any]]]:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import enum
 import io
+import math
 import os
 from pathlib import Path
 
@@ -95,6 +96,10 @@ class ImageLimits:
             )
         if self.min_side < 1 or self.max_aspect < 1 or self.max_bytes < 1:
             raise ValueError("ImageLimits: min_side, max_aspect and max_bytes are at least 1")
+
+
+# Of a picture whose size the caller has accepted already.
+ANY_SIZE = ImageLimits(min_side=1, max_pixels=PILLOW_MAX_PIXELS, max_aspect=math.inf)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from core_jax.data.sources import (
     Example,
     SourceError,
     checked_relative,
+    clean_text,
     read_json,
     read_jsonl,
     unique_ids,
@@ -254,8 +255,8 @@ class LlavaSource:
             raise SourceError("; ".join(problems[:5]) + more)
         if not self._records:
             raise SourceError(f"{path}: no record")
-        declared = [str(r.get("id", number)) for number, r in enumerate(self._records)]
-        self._ids = unique_ids(declared)
+        declared = (str(r.get("id", number)) for number, r in enumerate(self._records))
+        self._ids = unique_ids(map(clean_text, declared))
 
     def __len__(self) -> int:
         return len(self._records)

@@ -89,7 +89,7 @@ def make_batches(
         An iterator over {"ids": list of b texts, ...}, with `data_wait_seconds`, `bad` and `close`.
 
     Raises:
-        EmptySourceError: There is no example.
+        EmptySourceError: The source holds no example.
         ValueError: A batch that does not divide among the processes, or a source too small for
             one batch within `epochs`.
     """

@@ -32,7 +32,6 @@ from core_jax.data.prepare_rules import (
     Look,
     Rules,
     account,
-    clean_text,
     first_neighbours,
     look_at,
 )  # fmt: skip
@@ -42,6 +41,7 @@ from core_jax.data.sources import (
     Source,
     SourceError,
     SourceSpec,
+    clean_text,
     infer_kind,
     list_files,
     open_source,

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from core_jax.data.images import BadImage, ImageLimits, Reason, decode_image, inspect_header
-from core_jax.data.sources import Example
+from core_jax.data.sources import Example, clean_text
 
 HASH_BITS = 64  # the uppermost is never set, so that a hash is a positive int64
 COLOUR_VALUES = 48  # a 4 x 4 grid of RGB means
@@ -161,11 +161,6 @@ def look_at(example: Example, rules: Rules, limits: ImageLimits, exclusion: Excl
     ):
         return dataclasses.replace(found, reason=Dropped.EXCLUDED_NEAR)
     return found
-
-
-def clean_text(text: str) -> str:
-    """Valid Unicode: undecodable parts of names become backslash escapes, which stay distinct."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def watermark_score(extras: Mapping[str, Any], key: str) -> float | None:

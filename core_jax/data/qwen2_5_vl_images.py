@@ -1,6 +1,8 @@
 """Qwen2.5-VL's image preprocessing: pixels to patches.
 
-Equal to transformers' `Qwen2VLImageProcessorPil` to the last bit. Numpy, on the host.
+Equal to transformers' `Qwen2VLImageProcessorPil` to the last bit for 8-bit pictures that stand
+upright; others have the fate of their files (core_jax.data.images), here as everywhere. Numpy, on
+the host.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from core_jax.data.images import ANY_SIZE, upright_rgb
 from core_jax.data.processors import ImageProcessor, ProcessorError
 from core_jax.models.qwen2_5_vl.packing import Grid
 
@@ -208,8 +211,4 @@ def _as_rgb(image: Image.Image | np.ndarray) -> Image.Image:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(f"images are uint8 [h, w, 3], not {image.dtype} {image.shape}")
         return Image.fromarray(image)
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return upright_rgb(image, ANY_SIZE)  # sizes are checked where the patches are counted

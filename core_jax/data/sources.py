@@ -10,12 +10,16 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
 from core_jax.data.images import BadImage, ImageLimits, Reason, read_bytes
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -32,6 +36,9 @@ class EmptySourceError(SourceError):
 class Example:
     """One record, its image not yet decoded.
 
+    Id and caption are valid Unicode, whatever bytes a file's name has and whatever JSON escapes:
+    what is none becomes backslash escapes (`clean_text`). So they can be written and tokenized.
+
     Attributes:
         id: Unique within the source and stable across runs.
         image: Encoded bytes, the path of a file, or None where the record has none.
@@ -45,6 +52,11 @@ class Example:
     caption: str | None = None
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     root: Path | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "id", clean_text(self.id))
+        if self.caption is not None:
+            object.__setattr__(self, "caption", clean_text(self.caption))
 
     def encoded_image(self, limits: ImageLimits | None = None) -> bytes:
         """The encoded bytes of the image, read from its file where it is a path.
@@ -139,7 +151,7 @@ def open_source(spec: SourceSpec) -> Source:
 
     Raises:
         SourceError: An unknown kind, a field the kind does not use, or a source that is not there
-            or not as it should be.
+            or not as it should be; EmptySourceError where it holds no example.
     """
     kind = infer_kind(spec) if spec.kind == "auto" else spec.kind
     if kind not in _KINDS:
@@ -155,7 +167,11 @@ def open_source(spec: SourceSpec) -> Source:
         raise SourceError(f"a {kind!r} source has no use for {unused}; it takes {list(fields)}")
     if kind != "tfds" and "path" not in given:
         raise SourceError(f"a {kind!r} source needs `path`")
-    return getattr(importlib.import_module(module), name)(**given)
+    source: Source = getattr(importlib.import_module(module), name)(**given)
+    if not len(source):
+        where = ", ".join(f"{field}={given[field]}" for field in given)
+        raise EmptySourceError(f"a {kind!r} source without an example: {where}")
+    return source
 
 
 def infer_kind(spec: SourceSpec) -> str:
@@ -215,7 +231,7 @@ def checked_relative(name: Any, root: Path, where: str) -> str:
 def read_json(path: Path) -> Any:
     """Parses a JSON file; a SourceError names it where it is not one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a mark
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file") from None
     except ValueError as error:
@@ -225,15 +241,15 @@ def read_json(path: Path) -> Any:
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number from 1, object); a SourceError names the line that is not one."""
     try:
-        lines = path.open(encoding="utf-8-sig")
+        lines = path.open("rb")
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file") from None
     with lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
+            try:  # some editors begin a file with a byte order mark
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except ValueError as error:
                 raise SourceError(f"{path}:{number}: not valid JSON ({error})") from None
             if not isinstance(record, dict):
@@ -241,12 +257,38 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, record
 
 
-def readable_name(name: str | os.PathLike[str]) -> str:
-    """A file's name as text that can be written anywhere.
+def walk_files(root: Path, *, follow_symlinks: bool = True) -> Iterator[Path]:
+    """Every file below a folder that is not hidden, in no special order.
 
-    Bytes that are no UTF-8 become escapes, so that names stay different.
+    Linked folders are entered after the others, and none is entered twice, so that links may form
+    circles, and what lies in the folder itself is found under its own name. Without
+    `follow_symlinks` they are left out, and the log says how many.
     """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    waiting, entered, linked = [root], set(), 0
+    while waiting:
+        for folder, folders, files in os.walk(waiting.pop(0)):
+            real = os.path.realpath(folder)
+            if real in entered:
+                folders.clear()
+                continue
+            entered.add(real)
+            folders.sort()
+            yield from (Path(folder, name) for name in files if not name.startswith("."))
+            links = [Path(folder, name) for name in folders if os.path.islink(Path(folder, name))]
+            linked += len(links)
+            waiting += links if follow_symlinks else []
+    if linked and not follow_symlinks:
+        logger.warning("%s: %d linked folders are left out (follow_symlinks)", root, linked)
+
+
+def clean_text(text: str) -> str:
+    """Valid Unicode: undecodable parts of names become backslash escapes, which stay distinct."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def unclean_name(text: str) -> str:
+    """The file name that `clean_text` made `text` of."""
+    return re.sub(r"\\u(dc[89a-f][0-9a-f])", lambda found: chr(int(found[1], 16)), text)
 
 
 def unique_ids(names: Iterable[str]) -> list[str]:

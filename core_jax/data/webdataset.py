@@ -1,21 +1,25 @@
 """Webdataset tars as img2dataset writes them: 000000.tar with 000000000.jpg, .txt and .json.
 
-Members that share the name up to the first dot are one sample. Where that leaves no image, as of
-`IMG_2020.01.05.jpg`, it is the last dot; a second image of a sample is a sample of its own, by its
-whole name. An index of offsets is built once
-from the tar headers and kept beside each tar (or in `cache_dir`), so any sample is one read away
-and shuffling is global; nothing is ever unpacked.
+Members that share the name up to the first dot are one sample, as webdataset has it. Plain tars of
+pictures have other names: where no member is the sample's plain image (`x.jpg`), the name of one
+like `IMG_2020.01.05.jpg` goes up to its last dot; beside a plain image, `x.seg.png` is a further
+field of x, which is counted and left out. Of `a.jpg` and `a.png`, the second is the sample `a.png`,
+with the text of `a`.
+
+An index of offsets is built once from the tar headers and kept beside each tar (or in `cache_dir`),
+so any sample is one read away and shuffling is global; nothing is ever unpacked.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ import numpy as np
 
 from core_jax.data.sources import IMAGE_SUFFIXES, EmptySourceError, Example, SourceError, list_files
 
-_VERSION = 2
+_VERSION = 3
 _PARTS = ("image", "txt", "json")
 
 
@@ -37,6 +41,9 @@ class WebdatasetSource:
         path: A .tar file or a folder of them. Compressed tars allow no random access.
         cache_dir: Where index files go; beside the tars where None. A folder that cannot be
             written to costs nothing but a new scan of the headers at every start.
+
+    Attributes:
+        left_out: Images that are further fields of samples, such as `x.seg.png` beside `x.png`.
 
     Raises:
         SourceError: No tar, or broken ones: all of them are listed.
@@ -58,6 +65,7 @@ class WebdatasetSource:
             )
         self._keys = [index["keys"] for index in indices]
         self._spans = [index["spans"] for index in indices]
+        self.left_out = sum(int(index["left_out"]) for index in indices)
         self._ends = np.cumsum([len(keys) for keys in self._keys])
         if not len(self):
             raise EmptySourceError(f"{path}: the tars hold no sample")
@@ -117,74 +125,80 @@ def scan_tar(file: Path) -> dict[str, np.ndarray]:
 
     Returns:
         "keys": bytes [n], in the order of their first member; "spans": int64 [n, 3, 2], the offset
-        and size in bytes of the image, .txt and .json members, -1 where there is none.
+        and size in bytes of the image, .txt and .json members, -1 where there is none; "left_out":
+        int [], how many images are further fields.
 
     Raises:
         tarfile.TarError: Not a tar, compressed, or ending early.
     """
+    members: list[tuple[str, tuple[int, int]]] = []
     size = file.stat().st_size
     with tarfile.open(file, "r:") as tar:
-        # Links and devices are of no use, and could lead elsewhere.
-        members = [(m.name, m.offset_data, m.size) for m in tar if m.isreg()]
-    if any(offset + length > size for name, offset, length in members if _is_part(name)):
-        raise tarfile.ReadError("unexpected end of data")
-    cuts = _sample_names([name for name, _, _ in members])
-    rows: dict[str, np.ndarray] = {}
-    for name, offset, length in members:
-        if name not in cuts:
-            continue
-        sample, part = cuts[name]
-        row = rows.setdefault(sample, np.full((3, 2), -1))
-        if part == _IMAGE and row[part, 0] >= 0:
-            row = rows.setdefault(name, np.full((3, 2), -1))
-        if row[part, 0] < 0:
-            row[part] = (offset, length)
+        for member in tar:
+            if not member.isreg():
+                continue  # links and devices are of no use, and could lead elsewhere
+            base = member.name.rpartition("/")[2]
+            if base.startswith(".") or _part(os.path.splitext(base)[1]) is None:
+                continue
+            if member.offset_data + member.size > size:
+                raise tarfile.ReadError("unexpected end of data")
+            members.append((member.name, (member.offset_data, member.size)))
+    rows, left_out = _group(members)
     keys = np.array([key.encode("utf-8", "surrogateescape") for key in rows], dtype=np.bytes_)
     spans = np.array(list(rows.values()), dtype=np.int64).reshape(-1, 3, 2)
-    return {"keys": keys, "spans": spans}
+    return {"keys": keys, "spans": spans, "left_out": np.array(left_out)}
 
 
-def _sample_names(names: list[str]) -> dict[str, tuple[str, int]]:
-    """(sample, part) of each member that is part of one.
+def _group(
+    members: list[tuple[str, tuple[int, int]]],
+) -> tuple[dict[str, np.ndarray], int]:
+    """Samples by their keys, and how many images are further fields, of (name, span) pairs."""
+    names = [name for name, _ in members]
+    plain = {_split(n, last=False)[0] for n in names if _part(_split(n, last=False)[1]) == 0}
+    dotted = {
+        _split(n, last=True)[0]
+        for n in names
+        if _part(_split(n, last=True)[1]) == 0 and _split(n, last=False)[0] not in plain
+    }
+    rows: dict[str, np.ndarray] = {}
+    further: list[tuple[str, str, tuple[int, int]]] = []  # (key, key of its sample, span)
+    left_out = 0
+    for name, span in members:
+        key, suffix = _split(name, last=False)
+        if _part(suffix) is None:
+            key, suffix = _split(name, last=True)
+            if key not in dotted:
+                left_out += _part(suffix) == 0
+                continue
+        part = _part(suffix)
+        row = rows.setdefault(key, np.full((3, 2), -1))
+        if row[part, 0] < 0:
+            row[part] = span
+        elif part == 0:
+            further.append((name, key, span))
+    for name, key, span in further:
+        new = next(n for n in _numbered(name) if n not in rows)
+        rows[new] = rows[key].copy()
+        rows[new][0] = span
+    return rows, left_out
 
-    `a.seg.png` beside `a.jpg` is something else of the sample `a`, and no image to learn from; of
-    `photo.v1.png` alone nothing else would be left.
-    """
-    found = {}
-    for name in names:
-        sample, part = _cut(name, first=True)
-        if sample and part is not None:
-            found[name] = (sample, part)
-    pictured = {sample for sample, part in found.values() if part == _IMAGE}
-    later = {}
-    for name in names:
-        if name in found or _cut(name, first=True)[0] in pictured:
-            continue
-        sample, part = _cut(name, first=False)
-        if sample and part is not None:
-            later[name] = (sample, part)
-    with_image = {sample for sample, part in later.values() if part == _IMAGE}
-    return found | {name: cut for name, cut in later.items() if cut[0] in with_image}
+
+def _split(name: str, *, last: bool) -> tuple[str, str]:
+    """A member's name before its first (or last) dot, and the suffix from there on."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.rpartition(".") if last else base.partition(".")
+    return f"{folder}{slash}{stem}", f".{suffix}"
 
 
-def _cut(name: str, *, first: bool) -> tuple[str, int | None]:
-    folder, _, base = name.rpartition("/")
-    stem, _, suffix = base.partition(".") if first else base.rpartition(".")
-    if not stem:
-        return "", None
-    return f"{folder}/{stem}" if folder else stem, _part("." + suffix.lower())
-
-
-def _is_part(name: str) -> bool:
-    return _cut(name, first=False)[1] is not None
-
-
-_IMAGE = 0
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}#{number}" for number in itertools.count(2))
 
 
 def _part(suffix: str) -> int | None:
+    suffix = suffix.lower()
     if suffix in IMAGE_SUFFIXES:
-        return _IMAGE
+        return 0
     return {".txt": 1, ".json": 2}.get(suffix)
 
 
@@ -199,7 +213,7 @@ def _load_index(file: Path, cache_dir: Path | None) -> Mapping[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as saved:
             if np.array_equal(saved["stamp"], stamp):
-                return {"keys": saved["keys"], "spans": saved["spans"]}
+                return {name: saved[name] for name in ("keys", "spans", "left_out")}
     except (OSError, ValueError, KeyError, EOFError):
         pass  # none yet, or of another version or tar: built again below
     index = scan_tar(file)

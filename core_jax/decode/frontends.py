@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from core_jax.data.gemma3_processor import Gemma3Processor
-from core_jax.data.images import ImageLimits, decode_image
+from core_jax.data.images import ANY_SIZE, ImageLimits, decode_image, upright_rgb
 from core_jax.data.prompts import check_tokens, pad_prompts
 from core_jax.data.qwen2_5_vl_processor import Qwen2_5_VLProcessor
 from core_jax.decode.gemma3 import Gemma3Prompt
@@ -25,16 +25,21 @@ Images = Sequence[Sequence[Any]]
 def open_image(image: Any, limits: ImageLimits | None = None) -> Image.Image:
     """RGB from a Pillow image, a uint8 array [H, W, 3], a path or encoded bytes.
 
+    Args:
+      image: what is in memory has the fate that its file would have.
+      limits: what is accepted. None: the default limits for files and bytes, and any size for what
+        is in memory, as someone has opened that under limits of their own.
+
     Raises:
-      BadImage: a file or bytes that cannot be used.
+      BadImage: it cannot be used.
       ValueError: another kind of array.
     """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return upright_rgb(image, limits or ANY_SIZE)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise ValueError(f"arrays must be uint8 [H, W, 3], not {image.dtype} {image.shape}")
-        return Image.fromarray(image)
+        return upright_rgb(Image.fromarray(image), limits or ANY_SIZE)
     return decode_image(image, limits)
 
 

@@ -34,6 +34,10 @@ HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (
         "ceiling, true captions": "vqa.accuracy.true_caption",
         "floor, no caption": "vqa.accuracy.no_caption",
     }),
+    ("descriptions.t0.gamma5.massv.emitted_length", "Tokens a pass of the target, drafted for", {
+        "by a drafter without eyes": "descriptions.t0.gamma5.text.emitted_length",
+    }),
+    ("descriptions.t0.gamma5.massv.identical_to_plain", "Answers in plain decoding's words", {}),
 )  # fmt: skip
 
 _STYLE = """

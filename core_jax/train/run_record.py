@@ -32,7 +32,11 @@ FILE_NAME = "run.json"
 CHECKPOINT_DIR = "checkpoints"
 # The hash of what `init_from` held, where frozen weights come from there.
 INIT_FROM = "init_from"
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
+# What decides numbers: arithmetic, its compilers, what reads words, images, weights and records.
+_PACKAGES = (
+    "jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "flax", "optax", "orbax-checkpoint", "numpy",
+    "grain", "array_record", "transformers", "tokenizers", "pillow", "safetensors",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,17 @@ class Arm:
       emitted: tokens, the target's own included; float [n, runs].
       accepted: drafts; float [n, runs].
       rounds: passes of the target; float [n, runs].
+      distance: total-variation distance, summed over an answer's places; float [n, runs], or None
+        where a drafter has no distributions.
+      places: of an answer; float [n, runs].
     """
 
     ids: tuple[str, ...]
     emitted: np.ndarray
     accepted: np.ndarray
     rounds: np.ndarray
+    distance: np.ndarray | None = None
+    places: np.ndarray | None = None
 
     def sums(self, what: np.ndarray) -> np.ndarray:
         """[n, 2]: what is counted, and rounds, over all runs."""
@@ -47,6 +52,12 @@ class Arm:
     def accepted_length(self, **options: Any) -> Estimate:
         """Accepted drafts a round."""
         return bootstrap_ratio(*self.sums(self.accepted).T, **options)
+
+    def tvd(self, **options: Any) -> Estimate | None:
+        """Total-variation distance from the target in a place of its answers."""
+        if self.distance is None or self.places is None:
+            return None
+        return bootstrap_ratio(self.distance.sum(axis=1), self.places.sum(axis=1), **options)
 
     def by_run(self) -> list[float]:
         """Tokens a round of each run."""
@@ -117,9 +128,13 @@ def make_arm(lines: Lines, runs: Sequence[str], key: Key) -> Arm | None:
     for run, found in zip(runs, kept, strict=True):
         if tuple(sorted(found)) != ids:
             raise EvaluationError(f"{run}: other questions than {runs[0]} at {key}")
-    emitted, rounds = (
-        np.array([[found[i][name] for found in kept] for i in ids], float)
-        for name in ("emitted", "rounds")
-    )
-    accepted = np.array([[sum(found[i]["accepted"]) for found in kept] for i in ids], float)
-    return Arm(ids, emitted, accepted, rounds)
+
+    def table(of: Callable[[Mapping[str, Any]], float]) -> np.ndarray:
+        return np.array([[of(found[i]) for found in kept] for i in ids], float)
+
+    emitted, rounds = table(lambda line: line["emitted"]), table(lambda line: line["rounds"])
+    accepted = table(lambda line: sum(line["accepted"]))
+    if not all("distance" in found[i] for found in kept for i in ids):
+        return Arm(ids, emitted, accepted, rounds)
+    distance, places = table(lambda line: line["distance"]), table(lambda line: line["places"])
+    return Arm(ids, emitted, accepted, rounds, distance, places)

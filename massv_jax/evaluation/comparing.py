@@ -69,6 +69,9 @@ def _tell(place: Place, key: Key, arms: Mapping[str, Arm], baseline: str, note: 
         emitted = arm.emitted_length(**place.options)
         place.add(f"{at}.emitted_length", emitted)
         place.add(f"{at}.accepted_length", arm.accepted_length(**place.options))
+        tvd = arm.tvd(**place.options)
+        if tvd is not None:
+            place.add(f"{at}.tvd", tvd)
         cells = ["", ""]
         if base is not None and name != baseline:
             times, less = arm.times(base, **place.options), arm.minus(base, **place.options)
@@ -76,8 +79,8 @@ def _tell(place: Place, key: Key, arms: Mapping[str, Arm], baseline: str, note: 
             place.add(f"{at}.minus_{baseline}", less)
             cells = [shown(times), shown(less)]
         by_run = " ".join(f"{x:.2f}" for x in arm.by_run())
-        rows.append([name, shown(emitted), *cells, by_run])
+        rows.append([name, shown(emitted), *cells, by_run, "" if tvd is None else shown(tvd)])
     columns = ["arm", "tokens a pass, bonus counted", f"times {baseline}", f"less {baseline}",
-               "each run"]  # fmt: skip
+               "each run", "TVD"]  # fmt: skip
     title = f"{task}, temperature {temperature:g}, gamma {gamma}"
     place.report.add_table(place.section, f"{title}. {note}" if note else title, columns, rows)

@@ -81,6 +81,11 @@ class Forced:
         counts, edges = np.histogram(np.clip(tvd, 0, 1), bins=BINS, range=(0, 1))
         return counts / max(1, counts.sum()), edges
 
+    def of_question(self, i: int) -> dict[str, float]:
+        """For a line of records: the sum of TVD over its places, and how many there are."""
+        tvd = 1 - self.overlap[i][self.counted[i]]
+        return {"distance": float(tvd.sum()), "places": len(tvd)}
+
     def rows(self, which: Sequence[int]) -> "Forced":
         """Some of the questions."""
         at = np.asarray(which, int)

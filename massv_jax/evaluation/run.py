@@ -13,7 +13,8 @@ from core_jax.train.run_record import versions
 from massv_jax.distilling import load_limited_target
 from massv_jax.evaluation.acceptance import Measured, Tasks, measure, split_tasks
 from massv_jax.evaluation.arms import RECORDS
-from massv_jax.evaluation.forced import compare_on_answers
+from massv_jax.evaluation.examples import show_answers
+from massv_jax.evaluation.forced import Forced, compare_on_answers
 from massv_jax.evaluation.looking import can_look, look
 from massv_jax.evaluation.prompts import EvaluationError, Question, open_questions
 from massv_jax.evaluation.reporting import (
@@ -25,7 +26,7 @@ from massv_jax.evaluation.reporting import (
     report_look,
 )
 from massv_jax.evaluation.speed import PLAIN as PLAIN_ARM
-from massv_jax.evaluation.speed import report_speed, time_answers
+from massv_jax.evaluation.speed import profile_entries, report_speed, time_answers
 from massv_jax.experiment import Experiment
 from massv_jax.generating import open_drafter_named
 from massv_jax.placing import local_mesh
@@ -206,6 +207,9 @@ def _acceptance(job: _Job) -> None:
                 base = plain.rows(which)
                 identical = {key: measured.same_as(base) for key, measured in arms.items()}
             report_acceptance(job.place, task, temperature, arms, identical)
+            if temperature == 0:
+                greedy = job.subject.plain, job.plain_at(0.0)
+                show_answers(job.place, task, which, job.questions, greedy, found)
 
 
 def _forced(job: _Job) -> None:
@@ -219,9 +223,18 @@ def _forced(job: _Job) -> None:
             )  # fmt: skip
             if compared is not None:
                 found[arm] = compared
+                _join(job, compared, arm, temperature)
         for task, which in job.tasks.items():
             arms = {arm: compared.rows(which) for arm, compared in found.items()}
             report_forced(job.place, task, temperature, arms)
+
+
+def _join(job: _Job, compared: Forced, arm: str, temperature: float) -> None:
+    """Puts distances into the lines of that arm, whatever its window."""
+    row_of = {question.id: i for i, question in enumerate(job.questions)}
+    for line in job.lines:
+        if line["arm"] == arm and line["temperature"] == temperature:
+            line.update(compared.of_question(row_of[line["id"]]))
 
 
 def _speed(job: _Job) -> None:
@@ -234,11 +247,12 @@ def _speed(job: _Job) -> None:
         for arm, decoder in job.subject.arms.items() for gamma in settings.gammas
     }  # fmt: skip
     for temperature in settings.temperatures:
+        costs = profile_entries(entries, job.questions[0], temperature)
         for task, which in job.tasks.items():
             timed = [job.questions[i] for i in which[: settings.num_timed]]
             job.say(f"timing {len(timed)} {task} at temperature {temperature:g}")
             found = time_answers(entries, timed, experiment.decoding, temperature=temperature)
-            report_speed(job.place, task, temperature, found)
+            report_speed(job.place, task, temperature, found, costs)
 
 
 def _look(job: _Job) -> None:

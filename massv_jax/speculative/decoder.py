@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from core_jax.data.sources import clean_text
 from core_jax.decode.sampling import SamplingRule
 from core_jax.decode.target import Prompt, Target
 from core_jax.sharding import mesh_of
@@ -265,10 +266,14 @@ class SpeculativeDecoder:
 
     def _texts(self, rows: list[tuple[list[Any], Prompt]], chat: bool) -> list[str]:
         if chat:
-            return [self._render(prompt, len(images)) for images, prompt in rows]
-        if wrong := [i for i, (_, prompt) in enumerate(rows) if not isinstance(prompt, str)]:
+            texts = [self._render(prompt, len(images)) for images, prompt in rows]
+        elif wrong := [i for i, (_, prompt) in enumerate(rows) if not isinstance(prompt, str)]:
             raise RequestError(f"prompts {wrong} are messages; with chat=False give texts")
-        return [str(prompt) for _, prompt in rows]
+        else:
+            texts = [str(prompt) for _, prompt in rows]
+        if broken := [i for i, text in enumerate(texts) if clean_text(text) != text]:
+            raise RequestError(f"prompts {broken} hold halves of characters, which are no Unicode")
+        return texts
 
     def _render(self, prompt: Prompt, num_images: int) -> str:
         from jinja2 import TemplateError

@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+from miniature import standins
 from miniature.commands import run, run_words
 from miniature.results.massv_plan import (
     ANSWERS,
@@ -23,6 +24,10 @@ _SMOKE_EVALUATION = {
     "decoding.max_new_tokens": 8,
 }  # fmt: skip
 GAMMA = 5  # of the comparisons; others are measured for one drafter
+WINDOWS = (1, 2, 3, 5, 7)
+# Target -> some 39 million parameters, by layers that change nothing (miniature.grow).
+GROWN = {"qwen2_5_vl": standins.CHECKPOINTS / "qwen2.5-vl"}
+GROWN_LAYERS, GROWN_MLP = 16, 6144
 TITLE = "Results in miniature"
 
 
@@ -51,7 +56,9 @@ class Drafters:
             once(self.folder / planned.name / "trained", self._train, planned)
         names = [t.name for t in trainings() if t.phase == 2]
         once(self.folder / "measured", self._evaluate, names, self.folder / "arms", (GAMMA,))
-        once(self.folder / "windows-measured", self._evaluate, ["massv_0"], out, (1, 2, 3, 5, 7))
+        once(self.folder / "windows-measured", self._time, out)
+        if self.family in GROWN:
+            once(self.folder / "grown-measured", self._time_grown, out)
         for comparison in COMPARISONS:
             arms = [f"{name}={','.join(runs)}" for name, runs in comparison.arms.items()]
             words = ["--records", str(self.folder / "arms"), "--arms", *arms]
@@ -93,15 +100,47 @@ class Drafters:
         )  # fmt: skip
 
     def _evaluate(self, names: list[str], out: pathlib.Path, gammas: tuple[int, ...]) -> None:
-        values = {
+        words = [f"--arm={name}={self.folder / name}" for name in names]
+        values = {"evaluation.gammas": repr(gammas), "evaluation.num_prompts": self.budget.prompts}
+        self._measure(f"massv.{self.family}", out, words, values | {"decoding.batch_size": 10})
+
+    def _time(self, out: pathlib.Path) -> None:
+        """Passes and seconds of the first seed's drafter at several windows."""
+        words = [f"--arm=massv={self.folder / 'massv_0'}"]
+        values = {"evaluation.gammas": repr(WINDOWS), "decoding.batch_size": 10}
+        values |= {"evaluation.num_prompts": self.budget.prompts}
+        self._measure(
+            f"massv.{self.family}.windows", out, words,
+            values | {"evaluation.num_timed": self.budget.timed},
+        )  # fmt: skip
+
+    def _time_grown(self, out: pathlib.Path) -> None:
+        """The same for a target of the same outputs at the cost of reading many weights."""
+        grown, drafter = self.folder / "grown", self.folder / "grown-drafter"
+        exported = self.folder / "drafter"
+        run("massv_jax.export", workdir=self.folder / "massv_0", out=exported)
+        run(
+            "miniature.grow", target=GROWN[self.family], out=grown, layers=GROWN_LAYERS,
+            intermediate_size=GROWN_MLP,
+        )  # fmt: skip
+        run("massv_jax.rebind", drafter=exported, was=GROWN[self.family], target=grown, out=drafter)
+        self._measure(
+            f"massv.{self.family}.grown", out, [f"--arm=massv={drafter}"], {
+                "model.target": grown, "evaluation.gammas": repr(WINDOWS),
+                "evaluation.temperatures": "(0.0,)", "evaluation.num_prompts": self.budget.timed,
+                "evaluation.num_timed": self.budget.timed, "decoding.batch_size": 5,
+            },
+        )  # fmt: skip
+
+    def _measure(
+        self, section: str, out: pathlib.Path, arms: list[str], values: dict[str, Any]
+    ) -> None:
+        words = [f"--config=configs/massv_eval.py:{self.variant}", f"--out={out}", "--arm=text"]
+        words += [*arms, f"--section={section}", f"--title={TITLE}"]
+        values = values | {
             "evaluation.source.path": self.world / "heldout.json",
             "evaluation.source.images": self.world / "images",
-            "evaluation.gammas": repr(gammas), "evaluation.num_prompts": self.budget.prompts,
-            "decoding.batch_size": 10,
         }  # fmt: skip
-        words = [f"--config=configs/massv_eval.py:{self.variant}", f"--out={out}", "--arm=text"]
-        words += [f"--arm={name}={self.folder / name}" for name in names]
-        words += [f"--section=massv.{self.family}", f"--title={TITLE}"]
         values |= _SMOKE_EVALUATION if self.smoke else {}
         words += [f"--config.{name}={value}" for name, value in values.items()]
         run_words("massv_jax.evaluate", words)

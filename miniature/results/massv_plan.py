@@ -17,6 +17,7 @@ class Budget:
       train, heldout: scenes of the instruction set.
       answers: instructions that the target answers.
       prompts: held-out questions of each task.
+      timed: of them, those whose answers are timed.
     """
 
     phase1: int
@@ -25,11 +26,14 @@ class Budget:
     heldout: int
     answers: int
     prompts: int
+    timed: int
 
 
 BUDGETS = {
-    "full": Budget(phase1=200, phase2=300, train=6000, heldout=300, answers=4000, prompts=100),
-    "smoke": Budget(phase1=2, phase2=2, train=24, heldout=4, answers=16, prompts=2),
+    "full": Budget(
+        phase1=200, phase2=300, train=6000, heldout=300, answers=4000, prompts=100, timed=20
+    ),
+    "smoke": Budget(phase1=2, phase2=2, train=24, heldout=4, answers=16, prompts=2, timed=1),
 }
 
 

@@ -1,8 +1,8 @@
 """Writes the README's results from a report that is kept.
 
-    python -m miniature.results.readme [--report benchmarks/results/vlv/report.json]
+    python -m miniature.results.readme [--vlv benchmarks/results/vlv/report.json] [--massv ...]
 
-Replaces what stands between two marks; what a number means is written by hand around it.
+Replaces what stands between two marks of each; what a number means is written by hand around it.
 """
 
 import json
@@ -13,12 +13,15 @@ from typing import Any
 from absl import app, flags
 
 from core_jax.evaluation.document import replace_part
-from core_jax.evaluation.report_text import interval_text, number_text
+from miniature.results.readme_massv import massv_tables
+from miniature.results.readme_tables import found, table, with_interval
 
-_REPORT = flags.DEFINE_string("report", "benchmarks/results/vlv/report.json", "A report.")
+_VLV = flags.DEFINE_string("vlv", "benchmarks/results/vlv/report.json", "VLV's report.")
+_MASSV = flags.DEFINE_string("massv", "benchmarks/results/massv/report.json", "MASSV's report.")
 _DOCUMENT = flags.DEFINE_string("document", "README.md", "Where its numbers go.")
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+MASSV_BEGIN, MASSV_END = "<!-- massv: begin -->", "<!-- massv: end -->"
 CONDITIONS = ("vlv", "caption", "none", "wrong_image")
 # What a caption gets right -> the report's name of it.
 PARTS = {
@@ -52,12 +55,12 @@ def tables(report: Mapping[str, Any]) -> str:
 
 
 def _captions(vlv: Mapping[str, Any]) -> str:
-    first = _found(vlv, "caption.object_f1")
+    first = found(vlv, "caption.object_f1")
     assert first is not None
     rows = [
         (f"{name}, F1", with_interval(value))
         for name, part in PARTS.items()
-        if (value := _found(vlv, f"caption.{part}_f1"))
+        if (value := found(vlv, f"caption.{part}_f1"))
     ]
     rows += [
         (name, with_interval(value))
@@ -68,11 +71,11 @@ def _captions(vlv: Mapping[str, Any]) -> str:
             ("from the true caption", "vqa.accuracy.true_caption"),
             ("from none", "vqa.accuracy.no_caption"),
         )
-        if (value := _found(vlv, path))
+        if (value := found(vlv, path))
     ]  # fmt: skip
     seeds = len(first["settings"]["runs"])
     head = (f"captions of {first['n']} held-out scenes, {seeds} seeds", "mean and interval")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _conditions(vlv: Mapping[str, Any]) -> str:
@@ -83,22 +86,22 @@ def _conditions(vlv: Mapping[str, Any]) -> str:
     }  # fmt: skip
     rows = []
     for name, path in measures.items():
-        values = [_found(vlv, f"{path}.{condition}") for condition in CONDITIONS]
+        values = [found(vlv, f"{path}.{condition}") for condition in CONDITIONS]
         if all(values):
             n = values[0]["n"] if values[0] else 0
             rows.append((f"{name} (n = {n})", *(with_interval(v) for v in values if v)))
-    return _table(("the decoder sees", "VLV", "true caption", "nothing", "another image's"), rows)
+    return table(("the decoder sees", "VLV", "true caption", "nothing", "another image's"), rows)
 
 
 def _ablations(vlv: Mapping[str, Any]) -> str:
     rows = []
     for title, (section, arms) in ABLATIONS.items():
-        for metric, values in _metrics(_found(vlv, section) or {}):
+        for metric, values in _metrics(found(vlv, section) or {}):
             shown = "; ".join(
                 f"{arms[arm]}: {with_interval(value)}" for arm, value in values.items()
             )
             rows.append((title, metric, shown))
-    return _table(("ablation, one seed", "measure", "mean and interval"), rows)
+    return table(("ablation, one seed", "measure", "mean and interval"), rows)
 
 
 def _metrics(section: Mapping[str, Any]) -> Sequence[tuple[str, Mapping[str, Any]]]:
@@ -114,32 +117,19 @@ def _metrics(section: Mapping[str, Any]) -> Sequence[tuple[str, Mapping[str, Any
     return found
 
 
-def _found(tree: Mapping[str, Any], path: str) -> Any:
-    """What stands at a dotted path; None where nothing does."""
-    for name in path.split("."):
-        if not isinstance(tree, Mapping) or name not in tree:
-            return None
-        tree = tree[name]
-    return tree
-
-
-def with_interval(value: Mapping[str, Any]) -> str:
-    """A number with its interval, for people."""
-    return f"{number_text(value['value'])} {interval_text(value['interval'])}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def main(argv: list[str]) -> None:
     """Entry point."""
     del argv
-    report = json.loads(pathlib.Path(_REPORT.value).read_text())
     document = pathlib.Path(_DOCUMENT.value)
-    document.write_text(replace_part(document.read_text(), BEGIN, END, tables(report)))
-    print(f"{document} has the numbers of {_REPORT.value}")
+    parts = ((_VLV, tables, BEGIN, END), (_MASSV, massv_tables, MASSV_BEGIN, MASSV_END))
+    for flag, make, begin, end in parts:
+        file = pathlib.Path(flag.value)
+        if not file.is_file():
+            print(f"{file} is missing; its tables stay as they are")
+            continue
+        made = make(json.loads(file.read_text()))
+        document.write_text(replace_part(document.read_text(), begin, end, made))
+        print(f"{document} has the numbers of {file}")
 
 
 if __name__ == "__main__":

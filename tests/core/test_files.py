@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from core_jax.files import remove_unfinished, storage_problem, write_whole
+from core_jax.files import move_whole, remove_unfinished, storage_problem, write_whole
 
 
 def names(folder):
@@ -26,6 +26,19 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, sync):
     assert names(tmp_path) == ["a.json"]
     write_whole(file, [b"x", b"y"], sync=sync)
     assert file.read_bytes() == b"xy"
+
+
+def test_what_is_moved_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "old").write_text("old")
+    done, replace, fsync = [], os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("fsync") or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda a, b: done.append("replace") or replace(a, b))
+    move_whole(tmp_path / "new", tmp_path / "old")
+    assert done == ["fsync", "replace", "fsync"]
+    assert (tmp_path / "old").read_text() == "new"
+    with pytest.raises(FileNotFoundError):
+        move_whole(tmp_path / "new", tmp_path / "old")
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):

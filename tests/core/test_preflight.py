@@ -67,7 +67,10 @@ def test_config_values_and_mesh_are_facts_by_name():
     assert facts["config.run.steps"] == "3"
     assert facts["config.run.mesh.data"] == "-1"
     assert facts["--workdir"] == "w"
-    for package in ("jax", "flax", "optax", "orbax-checkpoint"):
+    for package in (
+        "jax", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "pillow",
+        "safetensors", "array_record", "grain",
+    ):  # fmt: skip
         assert facts[f"version of {package}"]
     assert facts["code version"]
     assert len(facts["source files"]) == 16

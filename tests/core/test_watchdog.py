@@ -24,9 +24,17 @@ folder = pathlib.Path(sys.argv[3])
 def read_a_mount_that_is_gone():
     time.sleep(60)
 
+options = {"seconds": 1.5, "index": index, "peers": range(count)}
 with Watchdog(
-    folder / "heartbeats", seconds=1.5, index=index, peers=range(count)
+    folder / "heartbeats", place="loading the weights", before_others=True, **options
 ) as watchdog:
+    if index == 1 and fault == "hang while loading":
+        for part in range(9):
+            watchdog.at("loading the weights")
+        read_a_mount_that_is_gone()
+    if index == 1 and fault == "die while loading":
+        os.kill(os.getpid(), signal.SIGKILL)
+with Watchdog(folder / "heartbeats", **options) as watchdog:
     for step in range(30):
         watchdog.at(f"loading the batch of step {step}")
         if index == 1 and step == 3 and fault == "hang":
@@ -82,6 +90,24 @@ def test_the_one_that_hangs_or_died_is_named_by_the_others(tmp_path, fault):
         assert "read_a_mount_that_is_gone" in said[1]
 
 
+def test_one_that_hangs_while_it_loads_is_named_by_those_that_are_through(tmp_path):
+    processes = start(tmp_path, "hang while loading", 3)
+    said = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [HUNG] * 3
+    for text in said:
+        assert "process 1 (" in text
+        assert "hangs at loading the weights" in text
+        assert "read_a_mount_that_is_gone" in text
+
+
+def test_one_that_dies_while_it_loads_is_named(tmp_path):
+    processes = start(tmp_path, "die while loading", 2)
+    said = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [HUNG, -signal.SIGKILL]
+    assert "process 1 (" in said[0]
+    assert "gives no sign of life" in said[0]
+
+
 @pytest.mark.parametrize("fault", ["raise", "raise after a death"])
 def test_an_error_says_whose_death_it_may_come_from(tmp_path, fault):
     processes = start(tmp_path, fault, 2)
@@ -125,3 +151,13 @@ def test_one_that_moves_is_left_alone_and_zero_watches_nothing(tmp_path):
     with Watchdog(tmp_path / "a", seconds=0.4, end=ended.append):  # the twin
         time.sleep(1.2)
     assert "hangs at the start" in ended[0]
+
+
+def test_a_job_that_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="refused"), Watchdog(tmp_path / "run" / "x", seconds=9):
+        raise ValueError("refused")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="refused"), Watchdog(tmp_path / "run" / "x", seconds=9):
+        raise ValueError("refused")
+    assert not list((tmp_path / "run").iterdir())

@@ -20,7 +20,7 @@ CLUSTER = gke.Cluster(
 def request(topology, **changes):
     values = {
         "name": "vlv-stage1", "module": "vlv_jax.train", "config": "configs/vlv_stage1.py",
-        "workdir": "runs/vlv-stage1", "arguments": ("--config.run.steps=1000",),
+        "workdir": "/shared/runs/vlv-stage1", "arguments": ("--config.run.steps=1000",),
         "topology": find_slice(topology), "code": CODE,
     }  # fmt: skip
     return Request(**(values | changes))

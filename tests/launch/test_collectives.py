@@ -93,6 +93,10 @@ def test_slices_are_crossed_by_the_axis_that_spans_them():
         ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [(0, 1, 2, 3)]),
         ("replica_groups=mesh['a'=4] {'a':(1)2}", [(0, 2), (1, 3)]),
         ("replica_groups=mesh['a'=4] {'a':(2)2}", [(0, 1), (2, 3)]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [(0, 2), (1, 3)]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]<=[2,2]T(1,0)) {'a'}",
+         [(0, 1), (2, 3)]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=(0,3,1,2) {'b'}", [(0, 3), (1, 2)]),
         ("source_target_pairs={{0,1},{1,0}}", [(0, 1), (1, 0)]),
     ],
 )
@@ -102,10 +106,17 @@ def test_groups_in_every_notation(text, groups):
     assert device_groups(program.by_name["c"], 4) == groups
 
 
-def test_an_unknown_notation_is_an_error():
-    line = "  %c = f32[4]{0} all-reduce(%x), replica_groups=who_knows, to_apply=%add"
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("replica_groups=who_knows", "replica_groups of c"),
+        ("replica_groups=mesh['a'=4], device_ids=(x) {'a'}", "device_ids x"),
+    ],
+)
+def test_an_unknown_notation_is_an_error(text, match):
+    line = f"  %c = f32[4]{{0}} all-reduce(%x), {text}, to_apply=%add"
     program = parse(f"ENTRY %main (x: f32[4]) -> f32[4] {{\n  %x = f32[4] parameter(0)\n{line}\n}}")
-    with pytest.raises(ValueError, match="replica_groups of c"):
+    with pytest.raises(ValueError, match=match):
         device_groups(program.by_name["c"], 4)
 
 

@@ -129,6 +129,21 @@ def test_pods_hosts_and_chips_are_those_of_the_topology():
     assert pod["containers"][0]["command"][0] == "python"  # no shell between it and SIGTERM
 
 
+def test_a_save_on_sigterm_and_an_eviction_are_no_failures():
+    [found] = _documents("gke.yaml")
+    [rule] = found["spec"]["failurePolicy"]["rules"]
+    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+    assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+    job = found["spec"]["replicatedJobs"][0]["template"]["spec"]
+    evicted, saved = job["podFailurePolicy"]["rules"]
+    assert {evicted["action"], saved["action"]} == {"FailJob"}
+    assert evicted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    [container] = job["template"]["spec"]["containers"]
+    assert saved["onExitCodes"] == {
+        "containerName": container["name"], "operator": "In", "values": [143],
+    }  # fmt: skip
+
+
 def test_the_secret_goes_by_standard_input():
     artifact = ARTIFACTS["gke_spot.yaml"]()
     assert [step.secret_stdin for step in artifact.steps] == [(), ("HF_TOKEN",), ()]

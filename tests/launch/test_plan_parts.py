@@ -14,7 +14,7 @@ from launch.chips import CHIPS
 from launch.collectives import Collective
 from launch.errors import PlanError
 from launch.fingerprint import fingerprint, fingerprint_text
-from launch.fitting import largest_below, line_through
+from launch.fitting import largest_below, line_through, search
 from launch.jobs import job_of
 from launch.memory import Memory, compiled_memory, parse_out_of_memory, shard_bytes
 from launch.roofline import roofline, run_of
@@ -187,7 +187,7 @@ def test_a_job_changes_its_batch_and_its_remat():
 
 def test_remedies_leave_what_is_learned_as_it_is():
     from configs import vlv_stage2
-    from launch.remedies import Remedy, candidates
+    from launch.remedies import candidates
 
     job = job_of(vlv_stage2.get_config().to_dict())
     plan: Any = types.SimpleNamespace(mesh={"data": 1, "fsdp": 16}, num_chips=16)
@@ -196,5 +196,42 @@ def test_remedies_leave_what_is_learned_as_it_is():
     first, second, *_ = candidates(job.without_remat(), plan)
     assert first == {"model.execution.remat": "full"}
     assert second == first | {"run.mesh": {"data": 1, "fsdp": -1}}
-    remedy = Remedy(changes={"run.grad_accum": 2}, needs=1, fits=True)
-    assert remedy.flags == "--config.run.grad_accum=2"
+    assert job.flags_of({"run.grad_accum": 2}) == "--config.run.grad_accum=2"
+
+
+def test_caching_and_decoding_have_remedies_too():
+    from configs import massv_distill, vlv_stage1
+    from launch.remedies import candidates
+
+    cache = job_of(vlv_stage1.get_config().to_dict(), "cache")
+    plan: Any = types.SimpleNamespace(mesh={"data": 4}, num_chips=4)
+    first, *rest = candidates(cache, plan)
+    assert first == {"data.batch_size": 16}
+    assert rest[-1] == {"data.batch_size": 1}
+    assert cache.flags_of(first) == "--batch_size=16"  # the command's own flag, not the config's
+    decoding = job_of(massv_distill.get_config("qwen2_5_vl_7b").to_dict())
+    first, second, *_ = candidates(decoding, plan)
+    assert first == {"run.mesh": {"data": 1, "tensor": -1}}
+    assert second == first | {"distill.batch_size": decoding.batch_size // 2}
+    plan = types.SimpleNamespace(mesh={"data": 1, "tensor": 4}, num_chips=4)
+    assert next(candidates(decoding, plan)) == {"distill.batch_size": decoding.batch_size // 2}
+
+
+def _needs(prompts, rounds, limit):
+    """Compiles in two programs; the second is not compiled where the first does not fit."""
+
+    def at(batch):
+        needs = (prompts[0] + prompts[1] * batch, rounds[0] + rounds[1] * batch)
+        return (needs, max(needs) <= limit) if needs[0] <= limit else (needs[:1], False)
+
+    return at
+
+
+def test_the_batch_that_fits_is_that_of_the_larger_program():
+    at = _needs(prompts=(100, 50), rounds=(400, 10), limit=1000)
+    found = search(8, at(8), at, limit=1000, multiple=1)
+    assert (found.largest, found.fixed, found.per_example) == (18, 100, 50)
+    at = _needs(prompts=(100, 1), rounds=(400, 10), limit=1000)
+    assert search(8, at(8), at, limit=1000, multiple=4).largest == 60
+    at = _needs(prompts=(100, 50), rounds=(700, 10), limit=1000)  # the prompts alone do not fit
+    assert search(32, at(32), at, limit=1000, multiple=1).largest == 18

@@ -5,11 +5,11 @@ import sys
 import pytest
 
 from launch import __main__ as command_line
-from launch import mig, slurm, tpu_vm
+from launch import gke, mig, slurm, tpu_vm
 from launch.machines import ACCELERATORS, SliceError, find_slice
 from launch.request import LaunchError
 from launch.shell import here_document
-from tests.launch.requests import CODE, PLACE, request
+from tests.launch.requests import CLUSTER, CODE, PLACE, request
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,16 @@ def test_only_a_commit_is_sent():
         code = dataclasses.replace(CODE, commit=commit)
         with pytest.raises(LaunchError, match="Commit them first"):
             tpu_vm.launch(request("v5e:4x4", code=code), PLACE)
+
+
+def test_a_working_directory_that_goes_with_the_code_is_refused():
+    job = request("v6e:4x4", workdir="runs/a")
+    for start in (
+        lambda: tpu_vm.launch(job, PLACE), lambda: mig.launch(job, PLACE),
+        lambda: gke.launch(job, CLUSTER),
+    ):  # fmt: skip
+        with pytest.raises(LaunchError, match="runs/a is relative"):
+            start()
 
 
 def test_each_service_refuses_what_it_does_not_have():

@@ -93,6 +93,29 @@ def test_the_odd_one_is_named_and_all_stop(tmp_path, second, env, named):
     assert time.monotonic() - began < 120  # of it nearly all is importing jax twice
 
 
+def test_a_working_directory_that_is_not_shared_stops_all(tmp_path):
+    """The same path to two folders, as it is with two hosts' own disks."""
+    port, started = free_port(), []
+    for index in range(2):
+        (tmp_path / str(index)).mkdir()
+        words = [
+            sys.executable, "-m", "tests.launch.tiny_command", f"--config={ROOT / CONFIG}",
+            "--workdir=/proc/self/cwd/run", "--share_seconds=3", "--num_processes=2",
+            f"--process_id={index}", f"--coordinator_address=127.0.0.1:{port}",
+        ]  # fmt: skip
+        started.append(subprocess.Popen(
+            words, cwd=tmp_path / str(index), env=_environment(JAX_NUM_CPU_DEVICES="4"), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ))  # fmt: skip
+    said = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [1, 1]
+    for text in said:
+        assert "process 1 (" in text
+        assert "does not see within 3 s what process 0 (" in text
+        assert "sum " not in text
+    assert not list((tmp_path / "0" / "run").iterdir())
+
+
 @SLOW
 def test_a_death_ends_the_others_and_is_named(tmp_path):
     run = _launch(tmp_path, "killed")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -130,6 +132,19 @@ def test_every_instruction_is_accounted_for_and_phase_2_reads_the_answers(source
         assert not any(t.truncated for t in r.turns[:-1])
     assert {r.sampling.temperature for r in records} == {0, 1}
     assert max(len(r.turns) for r in records) == 2
+
+
+def test_names_that_are_no_unicode_are_answered_and_found_again(source, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(tmp_path / "0.png", tmp_path / name)
+    record = _record(0, "<image>\nabc", image=name) | {"id": "caf\udce9"}
+    (tmp_path / "data.json").write_text(json.dumps([record]))
+    plan = _plan(LlavaSource(tmp_path / "data.json", images=tmp_path))
+    assert distill(answerer(), plan, tmp_path / "out", {"a": name})["succeeded"] == 1
+    assert distill(answerer(), plan, tmp_path / "out", {"a": name})["succeeded"] == 1
+    answers = AnswerSource(tmp_path / "out", images=str(tmp_path))
+    assert answers[0].id == r"caf\udce9"
+    assert answers[0].encoded_image() == (tmp_path / "0.png").read_bytes()
 
 
 def test_a_later_turn_is_asked_after_the_targets_own_answer(source):

@@ -139,6 +139,21 @@ def test_rows_that_cannot_be_answered_do_not_stop_the_others(files):
     assert all("text" in made[f"q{i}"] for i in (2, 3, 4))
 
 
+def test_texts_that_are_no_unicode(files):
+    source, output = files
+    rows = [{"id": "caf\udce9", "prompt": PROMPTS[0]}, {"id": "half", "prompt": "a\ud83d"},
+            {"id": "ok", "prompt": PROMPTS[1]}]  # fmt: skip
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    source.write_text(text, encoding="utf-8-sig")
+    job = GenerateJob(input=source, output=output, batch_size=3, options=OPTIONS)
+    assert generate_answers(decoder(), job) is not None
+    made = _read(output)
+    assert list(made) == [r"caf\udce9", "half", "ok"]
+    assert "no Unicode" in made["half"]["error"]
+    assert "text" in made[r"caf\udce9"]
+    assert read_done(output) == {r"caf\udce9", "ok"}
+
+
 def test_what_failed_is_tried_again_and_what_was_answered_is_kept(files, tmp_path):
     source, output = files
     job = GenerateJob(input=source, output=output, batch_size=5, options=OPTIONS)

@@ -49,7 +49,7 @@ def test_new_weights_are_not_zero(small):
     _, larger = grow(model, params, layers=4, intermediate_size=96)
     for path, leaf in flatten(larger["language_model"]["layers"]).items():
         new = np.asarray(leaf)[2:]
-        zero = ("o_proj" in path or "down_proj" in path)
+        zero = "o_proj" in path or "down_proj" in path
         assert (np.abs(new).max() == 0) == zero, path
 
 

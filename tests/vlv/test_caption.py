@@ -5,14 +5,16 @@ import json
 import os
 import pathlib
 import shutil
+import tarfile
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from core_jax.config import ConfigError, to_dataclass
 from core_jax.data.sources import SourceError
-from core_jax.resumed_output import shard_path
 from vlv_jax import caption
-from vlv_jax.batches import views_of
+from vlv_jax.batches import sample_index, views_of
 from vlv_jax.caption import CaptionJob, caption_inputs, load_captioner
 from vlv_jax.experiment import Experiment
 from vlv_jax.inference import Captioner
@@ -87,18 +89,23 @@ def test_sampled_captions_depend_on_neither_batch_nor_kill(captioner, images, tm
     assert run(captioner, images, tmp_path / "a.jsonl", overwrite="replace") != whole
 
 
-def test_captions_are_on_the_disk_before_they_take_the_place_of_others(
-    captioner, images, tmp_path, monkeypatch
-):
-    done, replace = [], os.replace
-    monkeypatch.setattr(caption, "sync_file", lambda path: done.append(path.name))
-    monkeypatch.setattr(
-        os, "replace", lambda old, new: (done.append(pathlib.Path(new).name), replace(old, new))
-    )
-    run(captioner, images, tmp_path / "c.jsonl", overwrite="replace")
-    at = done.index("c.jsonl")
-    assert done[at - 1].startswith("c.jsonl.")
-    assert done[at - 1].endswith(".partial")
+def test_everything_that_decides_on_captions_is_noted(captioner, images, tmp_path):
+    out = tmp_path / "c.jsonl"
+    run(captioner, images, out)
+    views, limits = captioner.views, captioner.limits
+    halved = jax.tree.map(lambda x: x.astype(jnp.bfloat16), captioner.params["language_model"])
+    small = dataclasses.replace(views.processor, size=(48, 48))
+    for name, changes in {
+        "dtype": {"params": captioner.params | {"language_model": halved}},
+        "prompt_ids": {"networks": dataclasses.replace(captioner.networks, prompt_ids=(0, 2))},
+        r"views\.crop": {"views": dataclasses.replace(views, crop="squash")},
+        r"processor\.size": {"views": dataclasses.replace(views, processor=small)},
+        r"limits\.max_pixels": {"limits": dataclasses.replace(limits, max_pixels=10**6)},
+    }.items():
+        with pytest.raises(SourceError, match=f"other settings: {name} was"):
+            run(dataclasses.replace(captioner, **changes), images, out)
+    other = dataclasses.replace(captioner.sampling, batch_size=3)
+    run(dataclasses.replace(captioner, sampling=other), images, out)
 
 
 def test_what_the_output_has_is_skipped_or_replaced(captioner, images, tmp_path, monkeypatch):
@@ -127,18 +134,58 @@ def test_what_the_output_has_is_skipped_or_replaced(captioner, images, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         run(captioner, images, out, overwrite="replace")
     assert json.loads(out.read_text().splitlines()[0]) == old
-    with pytest.raises(SourceError, match="was being made anew"):
-        run(captioner, images, out)  # the old captions are none of the new ones' beginning
-    shard_path(out, 1, 2).write_text(json.dumps(old) + "\n")
+    other = dataclasses.replace(captioner.sampling, seed=5)
+    with pytest.raises(KeyboardInterrupt):
+        run(dataclasses.replace(captioner, sampling=other), images, out, overwrite="replace")
+    with pytest.raises(SourceError, match="seed was"):  # the old captions are not its own
+        run(dataclasses.replace(captioner, sampling=other), images, out)
     sizes = []
     monkeypatch.setattr(caption, "_records", lambda c, b: sizes.append(len(b)) or real(c, b))
     replaced = run(captioner, images, out, overwrite="replace")
     assert sum(sizes) == 2  # the first block was 4 usable images and a broken one
     assert replaced[0] != old
     assert [r["id"] for r in replaced] == [r["id"] for r in records]
-    assert not list(tmp_path.glob("*.partial"))
-    assert not list(tmp_path.glob("*-of-*"))
+    assert len(list(tmp_path.glob("*.partial"))) == 1  # of the other seed
     assert run(captioner, images, out) == replaced
+
+
+def test_errors_are_tried_again(captioner, images, tmp_path):
+    out = tmp_path / "c.jsonl"
+    records = run(captioner, images, out)
+    place = next(i for i, r in enumerate(records) if "error" in r)
+    assert run(captioner, images, out) == records  # still broken: nothing is written
+    shutil.copy(records[0]["file_name"], images / "2b.jpg")
+    mended = run(captioner, images, out)
+    assert "caption" in mended[place]
+    assert [r for r in mended if r["id"] != records[place]["id"]] == [
+        r for r in records if "error" not in r
+    ]
+    assert run(captioner, images, out) == mended
+    # Killed before the old error was taken out.
+    out.write_text("".join(json.dumps(r) + "\n" for r in [records[place], *mended]))
+    assert [r["id"] for r in run(captioner, images, out)].count(records[place]["id"]) == 1
+
+
+def test_a_broken_tar_does_not_end_the_job(captioner, images, tmp_path, capsys):
+    out, whole = tmp_path / "c.jsonl", tmp_path / "whole.tar"
+    with tarfile.open(whole, "w") as tar:
+        for file in sorted(images.glob("[0-2].*")):
+            tar.add(file, file.name)
+    (images / "broken.tar").write_bytes(whole.read_bytes()[:900])
+    with tarfile.open(images / "empty.tar", "w"):
+        pass
+    records = {r["id"]: r.get("error") for r in run(captioner, images, out)}
+    assert len(records) == 9
+    assert records[f"{images}/broken.tar"] == "unreadable_tar"
+    assert records[f"{images}/empty.tar"] == "empty_tar"
+    printed = capsys.readouterr().out
+    assert "2 tars cannot be read" in printed
+    assert "broken.tar" in printed
+    shutil.copy(whole, images / "broken.tar")
+    records = {r["id"]: r.get("error") for r in run(captioner, images, out)}
+    assert len(records) == 11
+    assert f"{images}/broken.tar" not in records
+    assert records[f"{images}/broken.tar/0"] is None
 
 
 def text_beside(folder: pathlib.Path, name: str) -> str:
@@ -164,6 +211,15 @@ def test_texts_beside_images(captioner, images, tmp_path):
     if (images / manifest.read_text()).stem == names[0]:
         with pytest.raises(SourceError, match="over --input"):
             run(captioner, manifest, tmp_path / "x.jsonl", sidecar=True)
+
+
+def test_names_that_are_not_utf8(captioner, images, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(next(images.glob("*.png")), images / name)
+    records = run(captioner, images / name, tmp_path / "c.jsonl")
+    assert "caption" in records[0]
+    assert run(captioner, images / name, tmp_path / "c.jsonl") == records
+    assert sample_index(name) != sample_index("caf.png")
 
 
 def test_processes_share_the_images(captioner, images, tmp_path):

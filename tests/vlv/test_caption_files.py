@@ -11,15 +11,17 @@ import pytest
 from PIL import Image
 
 from core_jax.data.folder import FolderSource
-from core_jax.data.images import BadImage
 from core_jax.data.sources import SourceError
-from core_jax.resumed_output import shard_path
+from core_jax.resumed_output import shard_path, write_settings
 from vlv_jax.batches import sample_index
-from vlv_jax.caption_files import (
+from vlv_jax.caption_files import list_items, sidecar_paths
+from vlv_jax.caption_output import (
     all_records,
-    list_items,
+    check_settings,
+    finish_replacement,
+    partial_path,
     read_records,
-    sidecar_paths,
+    recover_replacements,
 )
 
 
@@ -56,6 +58,25 @@ def test_folders_are_searched_recursively(photos):
     assert items[1].example().encoded_image() == (photos / "a/x.jpg").read_bytes()
 
 
+def test_linked_folders_are_searched_once(photos, tmp_path, caplog):
+    picture(tmp_path / "other" / "z.png")
+    (photos / "0-linked").symlink_to(tmp_path / "other")
+    (photos / "0-same").symlink_to(photos / "a")  # found under its own name
+    (photos / "a" / "circle").symlink_to(photos)
+    names = ("0-linked/z.png", "a/deep/y.PNG", "a/x.jpg", "b.png")
+    assert [i.id for i in list_items([str(photos)])] == [f"{photos}/{n}" for n in names]
+    linked = FolderSource(photos, follow_symlinks=True)
+    assert [linked[i].id for i in range(len(linked))] == list(names)
+    assert not caplog.text
+    assert len(FolderSource(photos)) == 3
+    assert "3 linked folders are left out" in caplog.text
+
+
+def test_home_is_expanded(photos, monkeypatch):
+    monkeypatch.setenv("HOME", str(photos.parent))
+    assert list_items(["~/photos"])[0].path == photos / "a/deep/y.PNG"
+
+
 def test_tars_in_and_beside_folders(photos):
     write_tar(photos / "000.tar", ["0001", "0002"])
     items = list_items([str(photos / "000.tar"), str(photos)])
@@ -64,6 +85,13 @@ def test_tars_in_and_beside_folders(photos):
     assert items[0].place == {"file_name": f"{photos}/000.tar", "member": "0001"}
     assert items[0].path is None
     assert items[0].example().encoded_image()[:4] == b"\x89PNG"
+
+
+def test_nothing_but_broken_tars(tmp_path):
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).write_bytes(b"html" * 300)
+    with pytest.raises(SourceError, match=r"(?s)again.*a\.tar.*b\.tar"):
+        list_items([str(tmp_path)])
 
 
 @pytest.mark.parametrize("kind", ["list.jsonl", "list.json", "list.txt"])
@@ -76,7 +104,7 @@ def test_manifests(photos, tmp_path, kind):
         "list.json": json.dumps([paths[0], *records[1:]]),
         "list.txt": "\n".join(paths) + "\n\n",
     }[kind]
-    (photos / kind).write_text(content)
+    (photos / kind).write_text(content, encoding="utf-8-sig")  # as some editors write it
     items = list_items([str(photos / kind)])
     files = [i.path for i in items]
     assert files == [photos / "b.png", photos / "a/x.jpg", elsewhere, photos / "gone.png"]
@@ -92,6 +120,25 @@ def test_one_file_is_taken_once_and_ids_are_unique(photos, tmp_path):
     items = list_items([str(photos / "b.png"), str(photos), str(again)])
     assert len(items) == 3
     assert [i.id for i in list_items([str(again)])] == ["7", "7#2"]
+
+
+def test_names_that_are_not_utf8_are_found_again(tmp_path):
+    raw = os.fsdecode(b"caf\xe9.png")
+    picture(tmp_path / "photos" / raw)
+    (item,) = list_items([str(tmp_path / "photos")])
+    line = json.dumps({"id": item.id, **item.place}, ensure_ascii=False)
+    assert line.encode().decode() == line  # strict UTF-8
+    assert sidecar_paths([item]) == {item.id: tmp_path / "photos" / os.fsdecode(b"caf\xe9.txt")}
+    (tmp_path / "m.jsonl").write_text(line)
+    (again,) = list_items([str(tmp_path / "m.jsonl")])
+    assert again.id == item.id
+    assert again.path == tmp_path / "photos" / raw
+    literal = picture(tmp_path / "photos" / r"caf\udce9.png")  # the very name stays another image
+    assert len({i.id for i in list_items([str(tmp_path / "photos")])}) == 2
+    source = FolderSource(tmp_path / "photos")
+    assert sorted(source[i].id for i in range(2)) == [r"caf\udce9.png", r"caf\udce9.png#2"]
+    assert len({int(sample_index(source[i].id)) for i in range(2)}) == 2
+    assert list_items([str(tmp_path / "m.jsonl")])[0].path == literal
 
 
 def test_inputs_that_cannot_be_used(photos, tmp_path):
@@ -113,48 +160,27 @@ def test_texts_beside_images_never_collide(tmp_path):
     write_tar(tmp_path / "t.tar", ["0"])
     paths = sidecar_paths(list_items([str(tmp_path)]))
     assert sorted(p.name for p in paths.values()) == ["one.txt", "two.jpg.txt", "two.png.txt"]
-    picture(tmp_path / "two.jpg.png")  # whose own text would be two.jpg.txt
-    names = [p.name for p in sidecar_paths(list_items([str(tmp_path)])).values()]
-    assert sorted(names) == ["one.txt", "two.jpg.png.txt", "two.jpg.txt", "two.png.txt"]
+
+
+def test_texts_beside_images_are_read_back(tmp_path):
+    names = ("a.jpg", "a.png", "a.jpg.png", "b.jpg", "c.v1.PNG", "D.png", "d.jpg")
     for name in names:
-        (tmp_path / name).write_text(f"of {name}")
+        picture(tmp_path / name)
+    paths = sidecar_paths(list_items([str(tmp_path)]))
+    assert len({path.name.lower() for path in paths.values()}) == len(names)
+    assert paths[f"{tmp_path}/b.jpg"].name == "b.txt"
+    for name in names:  # whatever else is captioned
+        (item,) = list_items([str(tmp_path / name)])
+        assert sidecar_paths([item])[item.id] == paths[item.id]
+    for name in names[1:]:
+        paths[f"{tmp_path}/{name}"].write_text(name)
     source = FolderSource(tmp_path, caption_suffix=".txt")
-    read = [source[i].caption for i in range(len(source))]
-    assert sorted(read) == sorted(f"of {name}" for name in names)
-
-
-def test_names_that_are_no_utf_8_stay_different(tmp_path):
-    for byte in (b"\xe9", b"\xe8"):
-        picture(tmp_path / os.fsdecode(b"caf" + byte + b".png"))
-    items = list_items([str(tmp_path)])
-    assert len({item.id for item in items}) == 2
-    assert all(r"caf\xe" in item.id for item in items)
-    json.dumps([dict(item.place) for item in items], ensure_ascii=False).encode()
-    assert all(item.example().encoded_image() for item in items)
-    source = FolderSource(tmp_path)
-    assert len({int(sample_index(source[i].id)) for i in range(2)}) == 2
-
-
-def test_linked_folders_are_searched_and_circles_end(photos, tmp_path):
-    picture(tmp_path / "other" / "z.png")
-    (photos / "link").symlink_to(tmp_path / "other")
-    (photos / "a" / "circle").symlink_to(photos)
-    names = [item.path.name for item in list_items([str(photos)])]
-    assert sorted(names) == ["b.png", "x.jpg", "y.PNG", "z.png"]
-
-
-def test_a_broken_tar_is_one_item_that_cannot_be_used(photos):
-    write_tar(photos / "0.tar", ["a"])
-    whole = write_tar(photos / "1.tar", ["a", "b"])
-    whole.write_bytes(whole.read_bytes()[:900])
-    write_tar(photos / "2.tar", [])
-    items = list_items([str(photos)])
-    names = [f"{photos}/{name}" for name in ("0.tar/a", "1.tar", "2.tar")]
-    assert [item.id for item in items[3:]] == names
-    assert items[3].example().encoded_image()
-    for item, reason in ((items[4], "broken"), (items[5], "no_image")):
-        with pytest.raises(BadImage, match=reason):
-            item.example()
+    found = {e.id: e.caption for e in (source[i] for i in range(len(source)))}
+    assert found == {"a.jpg": None} | {name: name for name in names[1:]}
+    paths[f"{tmp_path}/a.jpg"].write_text("first")
+    paths[f"{tmp_path}/a.jpg.png"].unlink()
+    found = {e.id: e.caption for e in (source[i] for i in range(len(source)))}
+    assert (found["a.jpg"], found["a.jpg.png"]) == ("first", None)
 
 
 def test_a_torn_last_line_is_cut_off(tmp_path):
@@ -184,4 +210,67 @@ def test_processes_write_their_own_files_and_see_all(tmp_path):
         shard_path(out, i, 3).write_text(json.dumps({"id": str(i)}) + "\n")
     out.write_text('{"id": "old"}\n{"id": "torn')
     assert set(all_records(out)) == {"0", "1", "2", "old"}
+    out.write_text('{"id": "2", "error": "broken"}\n')
+    assert "error" not in all_records(out)["2"]
     assert shard_path(out, 2, 3).name == "c-00002-of-00003.jsonl"
+
+
+def write_records(file, *ids):
+    file.write_text("".join(json.dumps({"id": i, "caption": "x"}) + "\n" for i in ids))
+
+
+def begun(out, seed, count):
+    """Captions of some processes with some seed."""
+    for index in range(count):
+        write_records(shard_path(out, index, count), f"{seed}-{index}")
+        write_settings(shard_path(out, index, count), {"seed": seed})
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_settings_follow_the_captions_of_a_killed_replacement(tmp_path, monkeypatch, moves):
+    """Killed before the captions are moved, between the two moves, and after them."""
+    out = tmp_path / "c.jsonl"
+    begun(out, 1, 1)
+    write_records(partial_path(out, "f"), "new")
+    real, left = os.replace, iter(range(moves + 1))
+
+    def killed(source, target):
+        if not source.name.endswith(".tmp") and next(left) == moves:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    if moves < 2:
+        with pytest.raises(KeyboardInterrupt):
+            finish_replacement(out, "f", 0, 1, {"seed": 2})
+    else:
+        finish_replacement(out, "f", 0, 1, {"seed": 2})
+    monkeypatch.undo()
+    recover_replacements(out)
+    made_with = 2 if "new" in read_records(out) else 1
+    assert made_with == (2 if moves else 1)
+    check_settings(out, {"seed": made_with})
+    with pytest.raises(SourceError, match="seed was"):
+        check_settings(out, {"seed": 3 - made_with})
+
+
+def test_a_replacement_removes_what_other_numbers_of_processes_wrote(tmp_path):
+    out = tmp_path / "c.jsonl"
+    begun(out, 1, 1)
+    begun(out, 1, 3)
+    for index in (1, 0):
+        write_records(partial_path(shard_path(out, index, 2), "f"), f"new-{index}")
+        assert {"1-0", "1-2"} <= set(all_records(out))  # until all of them are whole
+        finish_replacement(out, "f", index, 2, {"seed": 2})
+    assert set(all_records(out)) == {"new-0", "new-1"}
+    check_settings(out, {"seed": 2})
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_all_processes_captions_have_one_setting(tmp_path):
+    out = tmp_path / "c.jsonl"
+    begun(out, 1, 2)
+    write_settings(shard_path(out, 1, 2), {"seed": 2})
+    for seed in (1, 2):
+        with pytest.raises(SourceError, match=r"-0000\d-of-00002\.jsonl was begun with other"):
+            check_settings(out, {"seed": seed})

@@ -255,14 +255,18 @@ def test_the_stage_of_an_export_is_its_own(tiny_hub, tmp_path, monkeypatch):
     given = make_experiment(tiny_hub)
     loaded = types.SimpleNamespace(sampling=None)
     monkeypatch.setattr(run, "is_export", lambda path: True)
-    monkeypatch.setattr(run, "load_pair", lambda path, experiment: (loaded, None))
+    used = []
+    monkeypatch.setattr(
+        run, "load_pair", lambda path, experiment: used.append(experiment) or (loaded, None)
+    )
     for language_model, stage in (("", 1), ("somewhere", 2)):
         model = dataclasses.replace(given.model, language_model=language_model)
-        monkeypatch.setattr(run, "exported_model", lambda path, model=model: model)
+        monkeypatch.setattr(run, "exported_model", lambda path, config, model=model: model)
         found = load_subject(tmp_path, given)
         assert found.experiment.stage == stage
         assert found.experiment.model == model
         assert loaded.sampling == given.sampling
+        assert used.pop() == found.experiment  # the config's precision, execution and limits
 
 
 def test_what_is_misspelt_is_named(tiny_hub, subject, tmp_path):

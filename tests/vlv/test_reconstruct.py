@@ -105,6 +105,8 @@ def test_composition_takes_the_leading_embeddings(auto, pictures):
     np.testing.assert_array_equal(drawn.embeddings[0], np.concatenate([z[0, :5], z[1, :3]]))
     assert list(drawn.names) == ["a-5-b-3"]
     assert drawn.images.shape == (1, 32, 32, 3)
+    with pytest.raises(SourceError, match="no image file"):
+        compose_images(auto, str(pictures), second, num_first=5, num_second=3)
     with pytest.raises(ValueError, match="takes"):
         compose_images(auto, first, second, num_first=60, num_second=60)
     with pytest.raises(ValueError, match="has 12 embeddings"):
@@ -119,6 +121,9 @@ def test_captions_are_drawn_by_their_ids(auto, tmp_path):
     drawn = draw_captions(auto, file)
     assert list(drawn.names) == ["one", "three"]
     assert not np.array_equal(drawn.images[0], drawn.images[1])
+    file.write_text('{"caption": "A red disc."}\n{"caption": \n')
+    with pytest.raises(SourceError, match=r"captions\.jsonl:2: not valid JSON"):
+        draw_captions(auto, file)
     file.write_text('{"id": "x"}\n')
     with pytest.raises(SourceError, match=r"captions\.jsonl:1"):
         draw_captions(auto, file)
@@ -149,7 +154,14 @@ def test_impossible_requests(auto, tmp_path, pictures):
 
 def test_names():
     assert unique_names(["a", "A", "a", "b c", ""]) == ["a", "A-2", "a-3", "b_c", "image"]
-    assert unique_names(["Sheet"]) == ["Sheet-2"]
+
+
+def test_the_sheet_overwrites_no_picture_and_a_file_is_drawn_once(pictures):
+    assert unique_names(["sheet", "Sheet"]) == ["sheet-2", "Sheet-3"]
+    (pictures / "circle").symlink_to(pictures)
+    files = list_images([str(pictures / "b.png"), str(pictures), f"{pictures}/deeper/../b.png"])
+    names = ["b.png", "a.jpg", "deeper/b.png", "deeper/broken.png"]
+    assert files == [pictures / name for name in names]
 
 
 def test_flags_change_sampling(tiny_hub, tmp_path, monkeypatch, auto):

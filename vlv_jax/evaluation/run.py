@@ -72,7 +72,8 @@ def load_subject(path: pathlib.Path, given: Experiment, parts: Sequence[str] = P
 
     Args:
       path: the working directory of a run, or an exported directory.
-      given: the config; what the run itself is comes from the run.
+      given: the config; what the run itself is comes from the run. Precision and execution are
+        the config's, and for an export its limits of images.
       parts: what will be measured; networks that none of it needs are not loaded.
 
     Raises:
@@ -87,8 +88,9 @@ def load_subject(path: pathlib.Path, given: Experiment, parts: Sequence[str] = P
             "--config.evaluation.source.path=HELD_OUT (docs/data.md says what a source may be)"
         )
     if is_export(path):
-        used, model = None, exported_model(path)
-        experiment = dataclasses.replace(given, stage=2 if model.language_model else 1, model=model)
+        model = exported_model(path, given.model)
+        stage = 2 if model.language_model else 1
+        used = experiment = dataclasses.replace(given, stage=stage, model=model)
     else:
         used = experiment = experiment_to_use(path, given)
     if not _NEED_DECODER & set(parts):

@@ -59,6 +59,14 @@ def test_round_trip_keeps_every_byte(tmp_path):
     assert [part[i].id for i in range(len(part))] == ["id/10", "id/11", "id/12"]
 
 
+def test_ids_that_are_not_utf8(tmp_path):
+    memory = Memory(1)
+    memory.examples = [Example("caf\udce9.png", memory[0].image, "caf\udce9")]
+    report = convert_source(memory, tmp_path, name="mine")
+    example = open_source(SourceSpec(path=str(report.path)))[0]
+    assert (example.id, example.caption) == (r"caf\udce9.png", r"caf\udce9")
+
+
 def test_tfds_itself_reads_it(tmp_path):
     convert_source(Memory(2), tmp_path, name="mine")
     records = tfds.data_source("mine", split="train", data_dir=tmp_path)

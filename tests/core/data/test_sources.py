@@ -8,8 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from core_jax.data.check import check_source, format_report
 from core_jax.data.images import BadImage, ImageLimits, Reason
-from core_jax.data.sources import SourceError, SourceSpec, checked_relative, open_source
+from core_jax.data.sources import (
+    EmptySourceError,
+    SourceError,
+    SourceSpec,
+    checked_relative,
+    open_source,
+)
 from tests.core.data.image_files import encode, noise
 
 LIMITS = ImageLimits()
@@ -163,6 +170,13 @@ class TestParquet:
         with pytest.raises(SourceError, match=r"p\.parquet#1.*leads out"):
             source[1]
 
+    def test_no_row(self, tmp_path):
+        self.write(tmp_path / "a.parquet", pa.array([], pa.binary()))
+        with pytest.raises(EmptySourceError, match=r"without an example: path=.*a\.parquet"):
+            open_kind("auto", tmp_path / "a.parquet")
+        self.write(tmp_path / "b.parquet", PNG[:1])  # an empty file beside others is no harm
+        assert contents(open_kind("auto", tmp_path)) == [("b.parquet#0", PNG[0], None)]
+
     def test_null_image_is_a_bad_image(self, tmp_path):
         self.write(tmp_path / "a.parquet", pa.array([None], pa.binary()))
         with pytest.raises(BadImage, match="no_image"):
@@ -219,15 +233,36 @@ class TestWebdataset:
             source[3].encoded_image(LIMITS)
         assert len(open_kind("auto", tmp_path / "00000.tar")) == 2
 
-    def test_no_image_is_lost_by_its_name(self, tmp_path):
-        names = ("IMG_2020.01.05.jpg", "IMG_2020.01.06.jpg", "IMG_2020.01.06.txt", "photo.v1.png",
-                 "a.jpg", "a.seg.png", "a.png", "b.c.txt", "ok.png")  # fmt: skip
-        write_tar(tmp_path / "0.tar", {name: name.encode() for name in names})
-        source = open_kind("webdataset", tmp_path)
-        found = {source.key(i): source[i] for i in range(len(source))}
-        assert set(found) == {"IMG_2020.01.05", "IMG_2020.01.06", "photo.v1", "a", "a.png", "ok"}
-        assert found["IMG_2020.01.06"].caption == "IMG_2020.01.06.txt"
-        assert (found["a"].image, found["a.png"].image) == (b"a.jpg", b"a.png")
+    def test_names_of_plain_tars(self, tmp_path):
+        names = ("IMG_2020.01.05.jpg", "photo.v1.png", "photo.v2.png", "a.jpg", "a.png", "ok.png")
+        members = {name: name.encode() for name in names}
+        texts = {"a.txt": b"of a", "photo.v2.txt": b"second", "ok.seg.png": b"", "b.v1.txt": b""}
+        write_tar(tmp_path / "t.tar", texts | members)
+        source = open_kind("auto", tmp_path)
+        found = {e.id: (e.image.decode(), e.caption) for e in (source[i] for i in range(6))}
+        assert found == {
+            "t/IMG_2020.01.05": ("IMG_2020.01.05.jpg", None),
+            "t/photo.v1": ("photo.v1.png", None),
+            "t/photo.v2": ("photo.v2.png", "second"),
+            "t/a": ("a.jpg", "of a"),
+            "t/a.png": ("a.png", "of a"),
+            "t/ok": ("ok.png", None),
+        }
+        assert (len(source), source.left_out) == (6, 1)
+        again = open_kind("auto", tmp_path)
+        assert again.left_out == 1  # from the stored index, too
+        report = check_source(again, header_only=True)
+        assert "left out       1 images" in format_report(report)
+
+    def test_one_member_twice(self, tmp_path):
+        with tarfile.open(tmp_path / "t.tar", "w") as tar:
+            for data in (b"1", b"2", b"3"):
+                info = tarfile.TarInfo("x/a.png")
+                info.size = 1
+                tar.addfile(info, io.BytesIO(data))
+        found = contents(open_kind("auto", tmp_path))
+        want = [("t/x/a", b"1"), ("t/x/a.png", b"2"), ("t/x/a.png#2", b"3")]
+        assert [f[:2] for f in found] == want
 
     def test_index_is_built_once_and_follows_the_tar(self, tmp_path, monkeypatch):
         from core_jax.data import webdataset
@@ -347,10 +382,3 @@ class TestSpec:
         assert checked_relative(str(tmp_path / "a.png"), tmp_path, "x") == "a.png"
         with pytest.raises(SourceError, match=r"x: .*outside"):
             checked_relative(str(tmp_path) + "2/a.png", tmp_path, "x")
-
-
-def test_a_mark_before_the_first_line_is_no_part_of_it(tmp_path):
-    (tmp_path / "a.png").write_bytes(PNG[0])
-    line = '\ufeff{"file_name": "a.png", "caption": "x"}\n'
-    (tmp_path / "m.jsonl").write_text(line, encoding="utf-8")
-    assert open_kind("folder", tmp_path / "m.jsonl")[0].caption == "x"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 set -euo pipefail
-for host in $(gcloud compute instance-groups managed list-instances vlv-stage1 --project=my-project \
-  --zone=us-east5-b '--format=value(name)'); do
+hosts=$(gcloud compute instance-groups managed list-instances vlv-stage1 --project=my-project \
+  --zone=us-east5-b '--format=value(name)' --filter=instanceStatus=RUNNING) || hosts=
+for host in $hosts; do
   gcloud compute ssh "$host" --project=my-project --zone=us-east5-b \
     '--command=sudo systemctl stop vlv-stage1' </dev/null || true
 done

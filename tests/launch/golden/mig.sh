@@ -11,9 +11,6 @@ cat > "$stage/vlv-stage1/run.sh" <<'END_OF_FILE'
 #!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "$0")/code"
-if ! mountpoint -q /bucket; then
-  gcsfuse --implicit-dirs my-bucket /bucket
-fi
 export PYTHONUNBUFFERED=1
 export LAUNCH_COMMIT=0123456789ab
 export LAUNCH_SOURCES=0123456789abcdef
@@ -25,6 +22,7 @@ cat > "$stage/vlv-stage1/setup.sh" <<'END_OF_FILE'
 #!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "$0")"
+rm -f installed
 # What runs saves and ends before its code goes.
 sudo systemctl stop vlv-stage1 2>/dev/null || true
 rm -rf code && mkdir code && tar -xzf code.tar.gz -C code
@@ -41,25 +39,36 @@ if ! command -v gcsfuse >/dev/null; then
   echo "gcsfuse is missing on this image: install it (docs/launching.md)" >&2
   exit 1
 fi
+# Nobody but its user can touch a mounted bucket, and nobody at all a dead one.
+sudo systemctl stop launch-bucket.service 2>/dev/null || true
+sudo umount --lazy /bucket 2>/dev/null || true
 sudo mkdir -p /bucket
 sudo chown "$(id -u):$(id -g)" /bucket
+sed -e "s|@HOME@|$PWD|g" -e "s|@USER@|$(id -un)|g" launch-bucket.service |
+  sudo tee /etc/systemd/system/launch-bucket.service >/dev/null
 sed -e "s|@HOME@|$PWD|g" -e "s|@USER@|$(id -un)|g" vlv-stage1.service |
   sudo tee /etc/systemd/system/vlv-stage1.service >/dev/null
 sudo systemctl daemon-reload
-sudo systemctl enable --quiet vlv-stage1
-sudo systemctl reset-failed vlv-stage1 2>/dev/null || true
-sudo systemctl restart vlv-stage1
+sudo systemctl enable --quiet launch-bucket.service
+sudo systemctl reset-failed launch-bucket.service 2>/dev/null || true
+sudo systemctl restart launch-bucket.service
+sudo systemctl enable --quiet vlv-stage1.service
+sudo systemctl reset-failed vlv-stage1.service 2>/dev/null || true
+sudo systemctl restart vlv-stage1.service
+touch installed
 END_OF_FILE
 cat > "$stage/vlv-stage1/vlv-stage1.service" <<'END_OF_FILE'
 [Unit]
 Description=vlv_jax.train of the launch vlv-stage1
-Wants=network-online.target
-After=network-online.target
+Wants=network-online.target launch-bucket.service
+After=network-online.target launch-bucket.service
 StartLimitIntervalSec=infinity
 StartLimitBurst=11
 
 [Service]
 User=@USER@
+ExecStartPre=/bin/bash -c 'until mountpoint -q /bucket && stat -t /bucket/. >/dev/null; do sleep 1; done'
+TimeoutStartSec=300
 ExecStart=/bin/bash @HOME@/run.sh
 EnvironmentFile=@HOME@/secrets.env
 KillSignal=SIGTERM
@@ -68,6 +77,26 @@ TimeoutStopSec=300
 Restart=on-failure
 RestartSec=20
 LimitNOFILE=1048576
+
+[Install]
+WantedBy=multi-user.target
+END_OF_FILE
+cat > "$stage/vlv-stage1/launch-bucket.service" <<'END_OF_FILE'
+[Unit]
+Description=the bucket my-bucket at /bucket
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+User=@USER@
+ExecStartPre=-+/usr/bin/umount --lazy /bucket
+ExecStart=/usr/bin/env gcsfuse --foreground --implicit-dirs my-bucket /bucket
+ExecStartPost=/bin/bash -c 'until mountpoint -q /bucket && stat -t /bucket/. >/dev/null; do sleep 1; done'
+ExecStopPost=-+/usr/bin/umount --lazy /bucket
+Restart=always
+RestartSec=5
+TimeoutStartSec=60
 
 [Install]
 WantedBy=multi-user.target
@@ -95,14 +124,14 @@ request() {
     --zone=us-east5-b >/dev/null 2>&1; then
     gcloud compute instance-groups managed create vlv-stage1 --project=my-project \
       --zone=us-east5-b --template=vlv-stage1 --size=0 --target-size-policy-mode=bulk \
-      --default-action-on-vm-failure=do-nothing
+      --default-action-on-vm-failure=repair
   fi
   gcloud compute instance-groups managed resize vlv-stage1 --project=my-project \
     --zone=us-east5-b --size=1
 }
-hosts() {
+hosts() {  # that run
   gcloud compute instance-groups managed list-instances vlv-stage1 --project=my-project \
-    --zone=us-east5-b '--format=value(name)'
+    --zone=us-east5-b '--format=value(name)' --filter=instanceStatus=RUNNING
 }
 install_on() {
     gcloud compute scp "$stage/vlv-stage1.tar.gz" "$host:" --project=my-project \

@@ -15,12 +15,13 @@ export LAUNCH_COMMIT=0123456789ab
 export LAUNCH_SOURCES=0123456789abcdef
 # exec: SIGTERM must reach the trainer, not a shell that waits for it.
 exec ../venv/bin/python -m vlv_jax.train --config=configs/vlv_stage1.py \
-  --workdir=runs/vlv-stage1 --config.run.steps=1000
+  --workdir=/shared/runs/vlv-stage1 --config.run.steps=1000
 END_OF_FILE
 cat > "$stage/vlv-stage1/setup.sh" <<'END_OF_FILE'
 #!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "$0")"
+rm -f installed
 # What runs saves and ends before its code goes.
 sudo systemctl stop vlv-stage1 2>/dev/null || true
 rm -rf code && mkdir code && tar -xzf code.tar.gz -C code
@@ -36,9 +37,10 @@ venv/bin/python -m pip install --quiet -e './code[tpu]'
 sed -e "s|@HOME@|$PWD|g" -e "s|@USER@|$(id -un)|g" vlv-stage1.service |
   sudo tee /etc/systemd/system/vlv-stage1.service >/dev/null
 sudo systemctl daemon-reload
-sudo systemctl enable --quiet vlv-stage1
-sudo systemctl reset-failed vlv-stage1 2>/dev/null || true
-sudo systemctl restart vlv-stage1
+sudo systemctl enable --quiet vlv-stage1.service
+sudo systemctl reset-failed vlv-stage1.service 2>/dev/null || true
+sudo systemctl restart vlv-stage1.service
+touch installed
 END_OF_FILE
 cat > "$stage/vlv-stage1/vlv-stage1.service" <<'END_OF_FILE'
 [Unit]
@@ -80,15 +82,15 @@ request() {
     --zone=us-east5-b >/dev/null 2>&1; then
     gcloud compute instance-groups managed create vlv-stage1 --project=my-project \
       --zone=us-east5-b --template=vlv-stage1 --size=0 --target-size-policy-mode=bulk \
-      --default-action-on-vm-failure=do-nothing \
+      --default-action-on-vm-failure=repair \
       --workload-policy=projects/my-project/regions/us-east5/resourcePolicies/vlv-stage1
   fi
   gcloud compute instance-groups managed resize vlv-stage1 --project=my-project \
     --zone=us-east5-b --size=4
 }
-hosts() {
+hosts() {  # that run
   gcloud compute instance-groups managed list-instances vlv-stage1 --project=my-project \
-    --zone=us-east5-b '--format=value(name)'
+    --zone=us-east5-b '--format=value(name)' --filter=instanceStatus=RUNNING
 }
 install_on() {
     gcloud compute scp "$stage/vlv-stage1.tar.gz" "$host:" --project=my-project \
@@ -113,22 +115,43 @@ wait_until_stable() {
 
 request
 wait_until_stable
-install_and_start
+install_and_start || echo 'not everywhere; trying again'
 
 # Spot: about 30 s pass between the notice and the end; see docs/launching.md.
 states() {
   local host
   for host in $(hosts); do
     gcloud compute ssh "$host" --project=my-project --zone=us-east5-b \
-      '--command=if [ -e vlv-stage1/run.sh ]; then systemctl show vlv-stage1 --property=ActiveState --value; else echo missing; fi' </dev/null || echo missing
+      '--command=if [ -e vlv-stage1/installed ]; then systemctl show vlv-stage1 --property=ActiveState --value; else echo missing; fi' </dev/null || echo unreachable
   done | sort -u
 }
+renew() {  # in bulk mode an empty group is the only one that takes machines
+  gcloud compute instance-groups managed resize vlv-stage1 --project=my-project \
+    --zone=us-east5-b --size=0 &&
+  gcloud compute instance-groups managed wait-until vlv-stage1 --project=my-project \
+    --zone=us-east5-b --stable --timeout=600 &&
+  gcloud compute instance-groups managed resize vlv-stage1 --project=my-project \
+    --zone=us-east5-b --size=4
+}
+waited=0
 while true; do
   sleep 60
-  wait_until_stable || continue
+  count=$(hosts | wc -l) || continue
+  if [ "$count" -lt 4 ]; then
+    waited=$((waited + 1))
+    echo "$count of 4 hosts run"
+    if [ "$waited" -ge 15 ]; then
+      echo 'the group does not get them back; asking for all of them again'
+      waited=0
+      renew || continue
+    fi
+    continue
+  fi
+  waited=0
   case "$(states)" in
     inactive) echo 'the command is done'; break ;;
-    *failed*) echo 'the command failed too often; see its logs' >&2; exit 1 ;;
+    # Bare machines first: on the others the command may have failed for want of them.
     *missing*) install_and_start || continue ;;
+    *failed*) echo 'the command failed too often; see its logs' >&2; exit 1 ;;
   esac
 done

@@ -11,6 +11,7 @@
 # vlv-stage1: 1 x h100:4.
 # Code 0123456789ab (sources 0123456789abcdef): the checkout must be that, or the tasks stop.
 set -uo pipefail
+log_folder=$PWD  # where the job was submitted
 cd '/shared/my code' || exit 1
 export PYTHONUNBUFFERED=1
 export LAUNCH_COMMIT=0123456789ab
@@ -22,8 +23,20 @@ srun --label --kill-on-bad-exit=1 'my env/python' -m vlv_jax.train \
   --config=configs/vlv_stage1.py '--workdir=/bucket/it'"'"'s $HOME; a "run"' \
   --config.run.steps=1000
 status=$?
-# 143: it has saved because the time is over or the nodes are wanted; it goes on later.
-if [ "$status" -eq 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 10 ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+again() {  # a job whose script still runs is in these states if somebody has ended it
+  scontrol show job "$SLURM_JOB_ID" | grep -Eq "JobState=(CANCELLED|COMPLETING)" ||
+    scontrol requeue "$SLURM_JOB_ID"
+}
+failures="$log_folder/vlv-stage1-$SLURM_JOB_ID.failures"
+if [ "$status" -eq 0 ]; then
+  rm -f "$failures"
+elif [ "$status" -eq 143 ]; then
+  # It has saved because its time is over or the nodes are wanted; it goes on later.
+  again
+else
+  echo "failed with status $status" >>"$failures"
+  if [ "$(wc -l <"$failures")" -le 10 ]; then
+    again
+  fi
 fi
 exit "$status"

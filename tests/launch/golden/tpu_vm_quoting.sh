@@ -22,6 +22,7 @@ cat > "$stage/vlv-stage1/setup.sh" <<'END_OF_FILE'
 #!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "$0")"
+rm -f installed
 # What runs saves and ends before its code goes.
 sudo systemctl stop vlv-stage1 2>/dev/null || true
 rm -rf code && mkdir code && tar -xzf code.tar.gz -C code
@@ -37,9 +38,10 @@ venv/bin/python -m pip install --quiet -e './code[tpu]'
 sed -e "s|@HOME@|$PWD|g" -e "s|@USER@|$(id -un)|g" vlv-stage1.service |
   sudo tee /etc/systemd/system/vlv-stage1.service >/dev/null
 sudo systemctl daemon-reload
-sudo systemctl enable --quiet vlv-stage1
-sudo systemctl reset-failed vlv-stage1 2>/dev/null || true
-sudo systemctl restart vlv-stage1
+sudo systemctl enable --quiet vlv-stage1.service
+sudo systemctl reset-failed vlv-stage1.service 2>/dev/null || true
+sudo systemctl restart vlv-stage1.service
+touch installed
 END_OF_FILE
 cat > "$stage/vlv-stage1/vlv-stage1.service" <<'END_OF_FILE'
 [Unit]
@@ -69,17 +71,32 @@ request() {
     --zone=us-east5-b --node-id=vlv-stage1 --accelerator-type=v6e-64 \
     --runtime-version=v2-alpha-tpuv6e --autocheckpoint-enabled
 }
-state() {  # empty where there is no such resource
+pause=30
+back_off() {
+  sleep "$pause"
+  pause=$((pause * 2 < 600 ? pause * 2 : 600))
+}
+state() {  # absent where there is no such resource, unknown where that was not learned
   gcloud compute tpus queued-resources describe vlv-stage1 --project=my-project \
-    --zone=us-east5-b '--format=value(state.state)' 2>/dev/null || true
+    --zone=us-east5-b '--format=value(state.state)' 2>"$stage/error" && return
+  if grep -q NOT_FOUND "$stage/error"; then
+    echo absent
+  else
+    cat "$stage/error" >&2
+    echo unknown
+  fi
 }
 wait_until_active() {
   local now
-  while now=$(state) && [ "$now" != ACTIVE ]; do
+  while true; do
+    now=$(state)
     case "$now" in
+      ACTIVE) return ;;
       FAILED | SUSPENDED) echo "the resource is $now" >&2; return 1 ;;
+      unknown) back_off; continue ;;
     esac
-    echo "waiting: ${now:-not there yet}"
+    pause=30
+    echo "waiting: $now"
     sleep 30
   done
 }
@@ -91,7 +108,10 @@ install_and_start() {
     '--command=umask 077 && tar -xzf vlv-stage1.tar.gz && rm vlv-stage1.tar.gz && bash vlv-stage1/setup.sh'
 }
 
-if [ -z "$(state)" ]; then
+while now=$(state) && [ "$now" = unknown ]; do
+  back_off
+done
+if [ "$now" = absent ]; then
   request
 fi
 wait_until_active

@@ -13,9 +13,6 @@ cat > "$stage/vlv-stage1/run.sh" <<'END_OF_FILE'
 #!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "$0")/code"
-if ! mountpoint -q /bucket; then
-  gcsfuse --implicit-dirs my-bucket /bucket
-fi
 export PYTHONUNBUFFERED=1
 export LAUNCH_COMMIT=0123456789ab
 export LAUNCH_SOURCES=0123456789abcdef
@@ -27,6 +24,7 @@ cat > "$stage/vlv-stage1/setup.sh" <<'END_OF_FILE'
 #!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "$0")"
+rm -f installed
 # What runs saves and ends before its code goes.
 sudo systemctl stop vlv-stage1 2>/dev/null || true
 rm -rf code && mkdir code && tar -xzf code.tar.gz -C code
@@ -43,25 +41,36 @@ if ! command -v gcsfuse >/dev/null; then
   echo "gcsfuse is missing on this image: install it (docs/launching.md)" >&2
   exit 1
 fi
+# Nobody but its user can touch a mounted bucket, and nobody at all a dead one.
+sudo systemctl stop launch-bucket.service 2>/dev/null || true
+sudo umount --lazy /bucket 2>/dev/null || true
 sudo mkdir -p /bucket
 sudo chown "$(id -u):$(id -g)" /bucket
+sed -e "s|@HOME@|$PWD|g" -e "s|@USER@|$(id -un)|g" launch-bucket.service |
+  sudo tee /etc/systemd/system/launch-bucket.service >/dev/null
 sed -e "s|@HOME@|$PWD|g" -e "s|@USER@|$(id -un)|g" vlv-stage1.service |
   sudo tee /etc/systemd/system/vlv-stage1.service >/dev/null
 sudo systemctl daemon-reload
-sudo systemctl enable --quiet vlv-stage1
-sudo systemctl reset-failed vlv-stage1 2>/dev/null || true
-sudo systemctl restart vlv-stage1
+sudo systemctl enable --quiet launch-bucket.service
+sudo systemctl reset-failed launch-bucket.service 2>/dev/null || true
+sudo systemctl restart launch-bucket.service
+sudo systemctl enable --quiet vlv-stage1.service
+sudo systemctl reset-failed vlv-stage1.service 2>/dev/null || true
+sudo systemctl restart vlv-stage1.service
+touch installed
 END_OF_FILE
 cat > "$stage/vlv-stage1/vlv-stage1.service" <<'END_OF_FILE'
 [Unit]
 Description=vlv_jax.train of the launch vlv-stage1
-Wants=network-online.target
-After=network-online.target
+Wants=network-online.target launch-bucket.service
+After=network-online.target launch-bucket.service
 StartLimitIntervalSec=infinity
 StartLimitBurst=11
 
 [Service]
 User=@USER@
+ExecStartPre=/bin/bash -c 'until mountpoint -q /bucket && stat -t /bucket/. >/dev/null; do sleep 1; done'
+TimeoutStartSec=300
 ExecStart=/bin/bash @HOME@/run.sh
 EnvironmentFile=@HOME@/secrets.env
 KillSignal=SIGTERM
@@ -70,6 +79,26 @@ TimeoutStopSec=300
 Restart=on-failure
 RestartSec=20
 LimitNOFILE=1048576
+
+[Install]
+WantedBy=multi-user.target
+END_OF_FILE
+cat > "$stage/vlv-stage1/launch-bucket.service" <<'END_OF_FILE'
+[Unit]
+Description=the bucket my-bucket at /bucket
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+User=@USER@
+ExecStartPre=-+/usr/bin/umount --lazy /bucket
+ExecStart=/usr/bin/env gcsfuse --foreground --implicit-dirs my-bucket /bucket
+ExecStartPost=/bin/bash -c 'until mountpoint -q /bucket && stat -t /bucket/. >/dev/null; do sleep 1; done'
+ExecStopPost=-+/usr/bin/umount --lazy /bucket
+Restart=always
+RestartSec=5
+TimeoutStartSec=60
 
 [Install]
 WantedBy=multi-user.target
@@ -91,17 +120,32 @@ request() {
     --runtime-version=v2-alpha-tpuv5 --autocheckpoint-enabled --network=net --subnetwork=sub \
     --internal-ips --service-account=trainer@my-project.iam.gserviceaccount.com --spot
 }
-state() {  # empty where there is no such resource
+pause=30
+back_off() {
+  sleep "$pause"
+  pause=$((pause * 2 < 600 ? pause * 2 : 600))
+}
+state() {  # absent where there is no such resource, unknown where that was not learned
   gcloud compute tpus queued-resources describe vlv-stage1 --project=my-project \
-    --zone=us-east5-b '--format=value(state.state)' 2>/dev/null || true
+    --zone=us-east5-b '--format=value(state.state)' 2>"$stage/error" && return
+  if grep -q NOT_FOUND "$stage/error"; then
+    echo absent
+  else
+    cat "$stage/error" >&2
+    echo unknown
+  fi
 }
 wait_until_active() {
   local now
-  while now=$(state) && [ "$now" != ACTIVE ]; do
+  while true; do
+    now=$(state)
     case "$now" in
+      ACTIVE) return ;;
       FAILED | SUSPENDED) echo "the resource is $now" >&2; return 1 ;;
+      unknown) back_off; continue ;;
     esac
-    echo "waiting: ${now:-not there yet}"
+    pause=30
+    echo "waiting: $now"
     sleep 30
   done
 }
@@ -121,8 +165,12 @@ install_and_start() {
 started=no
 while true; do
   case "$(state)" in
-    "")
-      request
+    unknown)
+      back_off
+      continue
+      ;;
+    absent)
+      request || echo 'the request failed; trying again' >&2
       started=no
       ;;
     ACTIVE)
@@ -132,7 +180,7 @@ while true; do
       fi
       unit=$(gcloud compute tpus tpu-vm ssh vlv-stage1-0 --project=my-project --zone=us-east5-b \
         --worker=0 --tunnel-through-iap \
-        '--command=if [ -e vlv-stage1/run.sh ]; then systemctl show vlv-stage1 --property=ActiveState --value; else echo missing; fi' || true)
+        '--command=if [ -e vlv-stage1/installed ]; then systemctl show vlv-stage1 --property=ActiveState --value; else echo missing; fi' || true)
       case "$unit" in
         inactive) echo 'the command is done'; break ;;
         missing) started=no ;;
@@ -142,9 +190,10 @@ while true; do
     FAILED | SUSPENDED)
       echo 'the machines were taken away; asking for others'
       gcloud compute tpus queued-resources delete vlv-stage1 --project=my-project \
-        --zone=us-east5-b --force --quiet
-      continue
+        --zone=us-east5-b --force --quiet || true
+      started=no
       ;;
   esac
+  pause=30
   sleep 60
 done

@@ -1,9 +1,6 @@
 #!/usr/bin/env bash
 set -euo pipefail
 cd "$(dirname "$0")/code"
-if ! mountpoint -q /bucket; then
-  gcsfuse --implicit-dirs my-bucket /bucket
-fi
 export PYTHONUNBUFFERED=1
 export LAUNCH_COMMIT=0123456789ab
 export LAUNCH_SOURCES=0123456789abcdef

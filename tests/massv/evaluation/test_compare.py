@@ -47,6 +47,19 @@ def test_runs_of_an_arm_are_pooled(measured):
     assert make_arm(lines, ["other"], KEY) is None
 
 
+def test_distances_are_pooled_where_every_run_has_them(tmp_path):
+    def line(arm, i, distance):
+        return _line(arm, f"q{i}", 20, 10) | {"distance": distance, "places": 10}
+
+    lines = read_lines([_write(tmp_path / "a", [
+        *[line("massv_0", i, 2.0) for i in range(3)], *[line("massv_1", i, 4.0) for i in range(3)],
+        *[_line("lookup", f"q{i}", 20, 10) for i in range(3)],
+    ])])  # fmt: skip
+    arm = make_arm(lines, ["massv_0", "massv_1"], KEY)
+    assert arm.tvd().value == pytest.approx(0.3)
+    assert make_arm(lines, ["lookup"], KEY).tvd() is None
+
+
 def test_command_writes_a_section(measured, tmp_path, capsys):
     out = tmp_path / "report"
     main(["--records", *measured, "--arms", "text=text", "massv=massv_0,massv_1",

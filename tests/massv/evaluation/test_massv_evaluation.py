@@ -93,8 +93,18 @@ def test_a_whole_report(experiment, tmp_path, temperatures):
         assert looked["same"][f"true_minus_{shown}"]["value"] > 0
     lines = (tmp_path / "out" / RECORDS).read_text().splitlines()
     assert len(lines) == 5 * 3 * len(temperatures)
+    for line in map(json.loads, lines):  # a token of 12 is the prompt's
+        distance = report[line["task"]]["t0"]["forced"].get(line["arm"])
+        assert ("places" in line) == (line["arm"] != "lookup")
+        assert line.get("places", 11) == 11
+        if distance and line["temperature"] == 0:
+            assert line["distance"] / 11 == pytest.approx(distance["all"]["tvd"]["value"], abs=0.3)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Does the drafter look?" in page
+    assert "Answers: descriptions, temperature 0" in page
+    # Twelve tokens, the first of which is the prompt's; three rounds where drafts are always right.
+    assert "✓ 11 passes alone" in page
+    assert "✓ 3 passes with same, gamma 3: the same words" in page
 
 
 def test_questions_that_do_not_fit_are_left_out_and_counted(experiment, tmp_path):
