@@ -23,12 +23,13 @@ def read_settings(output: pathlib.Path) -> dict[str, Any] | None:
     Raises:
       ValueError: the note is no JSON object.
     """
+    file = settings_file(output)
     try:
-        found = json.loads(settings_file(output).read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:  # also where another process is just moving it
         return None
     if not isinstance(found, dict):
-        raise ValueError(f"{settings_file(output)} is no JSON object")
+        raise ValueError(f"{file} is no JSON object")
     return found
 
 
