@@ -89,7 +89,8 @@ def _define_processes() -> None:
     flags.DEFINE_integer(distributed.INDEX, None, "Which of them this is, from 0.")
     flags.DEFINE_integer("join_seconds", 300, "How long a process waits for the others.")
     flags.DEFINE_integer(
-        "share_seconds", 60, "How long a file in --workdir may take from process to process."
+        "share_seconds", 60, "How long a file in --workdir may take from process to process.",
+        lower_bound=1,
     )
     flags.DEFINE_integer(
         "heartbeat_seconds", 100, "After which a silent process counts as dead, and all end."

@@ -77,6 +77,7 @@ def _write(file: pathlib.Path) -> bool:
             out.flush()
             os.fsync(out.fileno())  # some network file systems send it only now
     except OSError:
+        _remove(file)
         return False
     return True
 

@@ -1,7 +1,8 @@
 """SIGTERM for processes that share work without going in step: each stops between two pieces.
 
 Training saves on SIGTERM and has `core_jax.train.preemption`. Caching, captioning, distillation and
-answering have nothing to save: what is done is on the disk, and the same command goes on from it.
+answering have nothing to save: what is finished (a shard, a batch, a chunk) is on the disk, and the
+same command goes on from it.
 """
 
 import signal

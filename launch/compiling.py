@@ -81,7 +81,10 @@ def lower_job(job: PlannedJob, devices: list[Any], chip: Chip, platform: str = "
         mesh = make_mesh(job.mesh, devices)
     except ValueError as error:
         raise PlanError(f"config.run.mesh: {error}") from error
-    program = job.program(mesh)
+    try:
+        program = job.program(mesh)
+    except ValueError as error:  # such as heads that the axis doesn't divide
+        raise PlanError(f"config.run.mesh {dict(mesh.shape)}: {error}") from error
     check_batch(job, program.batch_sharding)
     return lower_program(program, mesh, chip, platform)
 

@@ -106,6 +106,7 @@ def search(
         return Fit(fixed=max(needs), per_example=0.0, tried=tuple(tried), largest=0)
     pairs = zip(needs, attempt(other), strict=False)
     lines = [line_through((batch, a), (other, b)) for a, b in pairs]
+    lines = [line for line in lines if line[1] > 0] or lines  # what doesn't grow limits nothing
     guess, (fixed, slope) = min(
         (largest_below(*line, limit, multiple), line) for line in lines
     )  # fmt: skip

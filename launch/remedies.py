@@ -61,10 +61,12 @@ def _without_training(job: PlannedJob, plan: Plan) -> Iterator[dict[str, Any]]:
     if job.splits_networks and plan.mesh.get("tensor", 1) == 1 and plan.num_chips > 1:
         changes |= {"run.mesh": {"data": 1, "tensor": -1}}
         yield dict(changes)
-    batch = job.batch_size // 2
-    while batch >= 1:
-        yield changes | {job.batch_path: batch}
-        batch //= 2
+    # The mesh may not go with the networks and is passed over then: smaller batches without it.
+    for base in (changes, {}) if changes else ({},):
+        batch = job.batch_size // 2
+        while batch >= 1:
+            yield base | {job.batch_path: batch}
+            batch //= 2
 
 
 def try_remedies(

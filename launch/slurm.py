@@ -109,8 +109,10 @@ def _again(job: Request) -> list[str]:
     """
     return [
         "again() {  # a job whose script still runs is in these states if somebody has ended it",
-        '  scontrol show job "$SLURM_JOB_ID" | grep -Eq "JobState=(CANCELLED|COMPLETING)" ||',
-        '    scontrol requeue "$SLURM_JOB_ID"',
+        '  case "$(scontrol show job "$SLURM_JOB_ID")" in',
+        "    *JobState=CANCELLED* | *JobState=COMPLETING*) ;;",
+        '    *) scontrol requeue "$SLURM_JOB_ID" ;;',
+        "  esac",
         "}",
         f'failures="$log_folder/{job.name}-$SLURM_JOB_ID.failures"',
         'if [ "$status" -eq 0 ]; then',

@@ -244,6 +244,7 @@ def run(
         at = stop_between(watchdog.at)
         plan = make_plan(open_source(experiment.data.source), experiment)
         answerer = make_answerer(experiment)
+        at("the first chunk")
         settings = make_settings(answerer, plan, experiment)
         manifest = distill(
             answerer, plan, out, settings, process_index=process_index,

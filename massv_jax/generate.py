@@ -83,8 +83,8 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
         options = {"dtype": experiment.model.frozen_dtype, "execution": experiment.model.execution}
     if values.dtype:
         options["dtype"] = values.dtype
-    if values.adaptive and values.replay:
-        raise SystemExit("error: --adaptive chooses windows and --replay takes them from a log")
+    if values.replay and (values.adaptive or values.gamma is not None):
+        raise SystemExit("error: --replay has windows: leave --adaptive and --gamma out")
     gamma: Any = AdaptiveGamma() if values.adaptive else decoding.gamma
     if values.replay:
         gamma = LoggedWindows.read(values.replay)
@@ -109,6 +109,7 @@ def _job(experiment: Experiment | None, workdir: pathlib.Path | None) -> None:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )  # fmt: skip
+    at("the first prompt")
     statistics = generate_answers(decoder, job, at=at)
     if statistics is not None:
         print(summary_line(statistics, gamma), flush=True)

@@ -47,7 +47,7 @@ from massv_jax.speculative.decoder import (
 )
 from massv_jax.speculative.drafters import LookupDrafter
 from massv_jax.speculative.options import MAX_GAMMA, DecodeOptions
-from massv_jax.windows_log import LoggedWindows, window_line
+from massv_jax.windows_log import LoggedWindows, open_log, window_line
 
 
 def open_drafter_named(
@@ -115,18 +115,19 @@ def generate_answers(
     print(f"{len(rows)} prompts{had}", flush=True)
     parts, began, count, shown = [], time.perf_counter(), 0, 0.0
     windows = output.with_name(output.name + ".windows.jsonl")
-    with output.open("a", encoding="utf-8") as out, windows.open("a", encoding="utf-8") as log:
+    with output.open("a", encoding="utf-8") as out, open_log(windows) as log:
         for batch, options in _batches(todo, job):
             start = time.perf_counter()
             records, answers = _answer(decoder, job, batch, options)
-            out.writelines(clean_text(json.dumps(r, ensure_ascii=False)) + "\n" for r in records)
-            out.flush()  # what was computed survives a kill
-            count += len(batch)
             if answers is not None:
                 parts.append(answers.statistics)
                 ids = [r["id"] for r in records if "error" not in r]
+                # First: no answer without its windows, which are the only way to make it again.
                 log.write(window_line(ids, time.perf_counter() - start, answers))
                 log.flush()
+            out.writelines(clean_text(json.dumps(r, ensure_ascii=False)) + "\n" for r in records)
+            out.flush()  # what was computed survives a kill
+            count += len(batch)
             at(f"prompt {count} of {len(todo)}")
             now = time.perf_counter() - began
             if now - shown > 10 or count == len(todo):
@@ -166,8 +167,14 @@ def job_settings(decoder: SpeculativeDecoder, job: GenerateJob) -> dict[str, Any
         "min_confidence": decoder.min_confidence,
         **pixels_of(target),
         **job.options,
-        "gamma": gamma if isinstance(gamma, int) else type(gamma).__name__,
+        "gamma": _named(gamma),
     }
+
+
+def _named(gamma: Any) -> int | str:
+    if isinstance(gamma, LoggedWindows):
+        return f"windows of the log {gamma.digest}"
+    return gamma if isinstance(gamma, int) else type(gamma).__name__
 
 
 def _answer(

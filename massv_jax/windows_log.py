@@ -6,14 +6,25 @@ seed, so the log is what makes such a run repeatable.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TextIO
 
 from massv_jax.generating_files import JobError, Row
 from massv_jax.speculative.adaptive import GammaChoice, Replay
 from massv_jax.speculative.decoder import Answers
+
+
+def open_log(path: pathlib.Path) -> TextIO:
+    """For appending; a line that a kill has cut off goes."""
+    if path.is_file():
+        content = path.read_bytes()
+        if (whole := content.rfind(b"\n") + 1) < len(content):
+            os.truncate(path, whole)
+    return path.open("a", encoding="utf-8")
 
 
 def window_line(ids: Sequence[str], seconds: float, answers: Answers) -> str:
@@ -30,9 +41,11 @@ class LoggedWindows:
 
     Attributes:
       batches: {ids of a batch: its windows}.
+      digest: of the file, SHA-256 in hex.
     """
 
     batches: Mapping[tuple[str, ...], Replay]
+    digest: str = ""
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "LoggedWindows":
@@ -43,10 +56,10 @@ class LoggedWindows:
         """
         path = pathlib.Path(path).expanduser()
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")
+            content = path.read_bytes()
         except OSError as error:
             raise JobError(f"--replay {path}: {error.strerror}") from error
-        batches = {}
+        lines, batches = content.decode(errors="replace").split("\n"), {}
         for number, line in enumerate(lines[:-1], 1):
             try:
                 ids, replay = _parse(json.loads(line))
@@ -56,7 +69,7 @@ class LoggedWindows:
                     "<output>.windows.jsonl of an earlier run"
                 ) from error
             batches[ids] = replay
-        return cls(batches)
+        return cls(batches, hashlib.sha256(content).hexdigest())
 
     def split(
         self, rows: Sequence[Row], batch_size: int
@@ -74,8 +87,10 @@ class LoggedWindows:
             raise JobError(
                 f"the logged batches have up to {largest} prompts; set --batch_size={largest}"
             )
+        # Of a run that was killed a prompt may have two lines: its answer is the later one's.
+        line_of = {i: ids for ids in self.batches for i in ids}
         for ids, replay in self.batches.items():
-            if batch := [by_id.pop(i) for i in ids if i in by_id]:
+            if batch := [by_id.pop(i) for i in ids if i in by_id and line_of[i] == ids]:
                 yield batch, replay
         for row in by_id.values():
             yield [row], None

@@ -15,7 +15,7 @@ from miniature.demo_massv import check_massv, demonstrate_massv
 from miniature.world.folder import write_folder
 
 _SCALE = flags.DEFINE_enum(
-    "scale", "full", ["full", "smoke"], "smoke: a few steps of everything, in about two minutes."
+    "scale", "full", ["full", "smoke"], "smoke: a few steps of everything, in a few minutes."
 )
 _ROOT = flags.DEFINE_string("root", "runs", "Where data and runs go.")
 _ONLY = flags.DEFINE_enum("only", "both", ["both", "vlv", "massv"], "Which of the two methods.")
@@ -48,10 +48,11 @@ def main(argv: list[str]) -> None:
     if massv:
         demonstrate_massv(root, demo, smoke=smoke)
     print(f"\n{(time.time() - began) / 60:.1f} minutes. Look at {demo / 'report.html'}", flush=True)
-    if massv and not smoke:
-        check_massv(demo / "report.json")
-    if vlv and not smoke:
-        _check(demo / "report.json")
+    if smoke:
+        return
+    checks = [(vlv, _check), (massv, check_massv)]
+    if missed := [say for made, check in checks if made and (say := check(demo / "report.json"))]:
+        sys.exit("; ".join(missed))
 
 
 def _demonstrate_vlv(root: pathlib.Path, demo: pathlib.Path, *, smoke: bool) -> None:
@@ -85,7 +86,8 @@ def _train(stage: int, demo: pathlib.Path, values: dict) -> None:
     )  # fmt: skip
 
 
-def _check(report: pathlib.Path) -> None:
+def _check(report: pathlib.Path) -> str:
+    """What is wrong, if anything."""
     caption = json.loads(report.read_text())["vlv"]["caption"]
     low = []
     for name, threshold in THRESHOLDS.items():
@@ -93,8 +95,7 @@ def _check(report: pathlib.Path) -> None:
         print(f"{name} {value:.3f} (at least {threshold})", flush=True)
         if value < threshold:
             low.append(name)
-    if low:
-        sys.exit(f"below the threshold: {', '.join(low)}")
+    return f"below the threshold: {', '.join(low)}" if low else ""
 
 
 if __name__ == "__main__":

@@ -102,9 +102,10 @@ def caption_inputs(
     if replacing:
         finish_replacement(job.output, fingerprint, job.process_index, job.process_count, settings)
     if failed:
+        how = " without --overwrite=replace" if replacing else ""
         print(
-            f'{failed} images could not be used; see "error" in {final}. Run it again to try them '
-            "once more",
+            f'{failed} images could not be used; see "error" in {final}. Run it again{how} to try '
+            "them once more",
             flush=True,
         )
     return final
@@ -335,6 +336,7 @@ def main() -> None:
                 )
             except ConfigError as error:
                 raise SystemExit(f"error: {error}") from error
+            at("the first image")
             caption_inputs(captioner, wanted, at=at)
 
     run_command(job, workdir=False, config=False)

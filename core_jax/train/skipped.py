@@ -70,14 +70,17 @@ class SkippedList:
 
 
 def _read(path: epath.Path) -> dict[str, str]:
-    if not path.exists():
+    try:
+        lines = path.read_text().splitlines() if path.exists() else []
+    except (OSError, ValueError) as error:  # a list must not stop a run
+        logger.warning("%s cannot be read, and begins anew: %s", path, error)
         return {}
     reasons = {}
-    for text in path.read_text().splitlines():
+    for text in lines:
         try:
             line = json.loads(text)
             reasons[line["id"]] = line["reason"]
-        except (ValueError, KeyError, TypeError):  # not written here: a list must not stop a run
+        except (ValueError, KeyError, TypeError):  # not written here
             continue
     return reasons
 

@@ -20,7 +20,7 @@ from massv_jax.generating import change_decoding, generate_answers, row_seed
 from massv_jax.generating_files import GenerateJob, JobError, read_done
 from massv_jax.speculative.adaptive import FixedGamma, GammaChoice
 from massv_jax.speculative.decoder import RequestError
-from massv_jax.windows_log import LoggedWindows
+from massv_jax.windows_log import LoggedWindows, open_log
 from tests.massv.speculative.test_decoder import PROMPTS, ToyFrontend, decoder, target
 from tests.massv.speculative.toy import PIXELS
 
@@ -101,6 +101,17 @@ def test_windows_are_replayed_from_their_log(files, tmp_path):
     assert all(json.loads(line)["max_gamma"] == 4 for line in lines)
     assert answer("again.jsonl", LoggedWindows.read(log)) == made
     assert answer("fixed.jsonl", 1) != made  # a control: windows do matter
+    # A kill left a line of windows without answers, and the beginning of another.
+    log.write_text(
+        json.dumps({"ids": ["q0", "q2"], "windows": [[[1, 99]]], "max_gamma": 4}) + "\n"
+        + "\n".join(lines) + "\n" + lines[0][:9]
+    )  # fmt: skip
+    assert answer("killed.jsonl", LoggedWindows.read(log)) == made
+    with open_log(log) as opened:
+        opened.write(lines[0] + "\n")
+    assert [json.loads(x)["ids"] for x in log.read_text().splitlines()][3:] == [["q4"], ["q0"]]
+    with pytest.raises(JobError, match="gamma was 'windows of the log"):
+        answer("killed.jsonl", LoggedWindows.read(log))
     # A row that the log knows nothing of, batches that were larger, and lines of another kind.
     log.write_text("\n".join(lines[:2]) + "\n" + lines[2][:9])
     with pytest.raises(JobError, match=r"\['q4'\] are not in the log"):

@@ -24,8 +24,10 @@ srun --label --kill-on-bad-exit=1 'my env/python' -m vlv_jax.train \
   --config.run.steps=1000
 status=$?
 again() {  # a job whose script still runs is in these states if somebody has ended it
-  scontrol show job "$SLURM_JOB_ID" | grep -Eq "JobState=(CANCELLED|COMPLETING)" ||
-    scontrol requeue "$SLURM_JOB_ID"
+  case "$(scontrol show job "$SLURM_JOB_ID")" in
+    *JobState=CANCELLED* | *JobState=COMPLETING*) ;;
+    *) scontrol requeue "$SLURM_JOB_ID" ;;
+  esac
 }
 failures="$log_folder/vlv-stage1-$SLURM_JOB_ID.failures"
 if [ "$status" -eq 0 ]; then
