@@ -23,6 +23,7 @@ from core_jax.models.auto import family_of
 from core_jax.ops.execution import Execution
 from core_jax.partition import count_parameters, split
 from core_jax.sharding import batch_sharding, fsdp_by_size, make_mesh
+from core_jax.train.hardware import compiler_flops
 from core_jax.train.optimizer import make_optimizer, make_schedule
 from core_jax.train.state import create_state
 from core_jax.train.step import jit_train_step, make_train_step
@@ -180,7 +181,7 @@ def build(size: str, batch_per_device: int, execution: Execution) -> Step:
         "trained parameters": count_parameters(trainable),
         "frozen parameters": count_parameters(frozen),
     }  # fmt: skip
-    return Step(call, flops, _compiler_flops(compiled), mesh.size, facts)
+    return Step(call, flops, compiler_flops(compiled), mesh.size, facts)
 
 
 def _frozen(abstract: Mapping[str, Any], place: Any, model: Any) -> dict[str, Any]:
@@ -210,12 +211,3 @@ def _planned(experiment: Experiment, mesh: Any) -> dict[str, float]:
 
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), tree)
-
-
-def _compiler_flops(compiled: Any) -> float | None:
-    try:
-        analysis = compiled.cost_analysis()
-    except Exception:  # some backends have no cost analysis, each in its own way
-        return None
-    analysis = analysis[0] if isinstance(analysis, list) else analysis
-    return (analysis or {}).get("flops")

@@ -140,7 +140,7 @@ def _on_tpu(env: Mapping[str, str]) -> bool:
     return found and importlib.util.find_spec("libtpu") is not None
 
 
-def initialize(member: Membership, *, in_step: bool = True) -> None:
+def initialize(member: Membership, *, in_step: bool = False) -> None:
     """Meets the other processes; for `in_step` see `joined`.
 
     Raises:
@@ -193,7 +193,7 @@ def _not_met(member: Membership, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def joined(member: Membership | None, *, in_step: bool = True) -> Iterator[None]:
+def joined(member: Membership | None, *, in_step: bool = False) -> Iterator[None]:
     """Joins the others for the length of a command; alone, it does nothing.
 
     A process that fails ends at once: the ordinary way waits for processes that wait for it.

@@ -258,12 +258,12 @@ def train(
         binding = job.parts.binding
         watchdog.at("opening the examples")
         source = open_training_source(experiment, binding)
-    rows = make_rows(experiment, job.parts, job.processor)
-    record = make_record(experiment, binding)
-    decide_start(str(workdir), record)  # before anything is written
-    if jax.process_index() == 0:
-        save_experiment(workdir, experiment)
-        print(_first_example(source, rows), flush=True)
+        rows = make_rows(experiment, job.parts, job.processor)
+        record = make_record(experiment, binding)
+        decide_start(str(workdir), record)  # before anything is written
+        if jax.process_index() == 0:
+            save_experiment(workdir, experiment)
+            print(_first_example(source, rows), flush=True)
     run = experiment.run
 
     result = run_training(

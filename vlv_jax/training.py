@@ -213,14 +213,15 @@ def train(
                 print(f"warning: the run in init_from was trained otherwise: {line}", flush=True)
         watchdog.at("loading the weights")
         job = build_job(experiment)
-    if jax.process_index() == 0:
-        save_experiment(workdir, experiment)
-    run = experiment.run
-    hooks = []
-    if run.sample_every:
-        hook = make_sample_hook(experiment, job.networks, job.frozen, job.pieces, workdir)
-        is_done = functools.partial(has_sheet, workdir)
-        hooks.append(Hook(run.sample_every, hook, at_end=True, is_done=is_done))
+        watchdog.at("opening the examples")
+        if jax.process_index() == 0:
+            save_experiment(workdir, experiment)
+        run = experiment.run
+        hooks = []
+        if run.sample_every:
+            hook = make_sample_hook(experiment, job.networks, job.frozen, job.pieces, workdir)
+            is_done = functools.partial(has_sheet, workdir)
+            hooks.append(Hook(run.sample_every, hook, at_end=True, is_done=is_done))
     return run_training(
         LoopConfig(
             total_steps=run.steps, log_every=run.log_every, save_every=run.save_every,

@@ -19,7 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class MetricWriter(Protocol):
-    """What the loop and its hooks write to. Steps are numbers of updates made."""
+    """What the loop and its hooks write to. Steps are numbers of updates made.
+
+    A writer may also have `sync()`, which is called before a save: what a run that goes on from
+    there will not write again is kept.
+    """
 
     def start(self, step: int, total_steps: int) -> None:
         """Called once, before anything is written, with the step that training starts from."""
@@ -183,11 +187,13 @@ class MultiWriter:
 
     def _each(self, method: str, *args: Any) -> None:
         for i, writer in enumerate(self._writers):
-            if self._failures[i] >= self._max_failures or not hasattr(writer, method):
+            optional = method == "sync" and not hasattr(writer, method)
+            if optional or self._failures[i] >= self._max_failures:
                 continue
             try:
                 getattr(writer, method)(*args)
-                self._failures[i] = self._failures[i] if method == "sync" else 0
+                if method != "sync":  # an old file that is kept says nothing of a new line
+                    self._failures[i] = 0
             except Exception as error:
                 self._failures[i] += 1
                 # Without start there is nothing to write to.

@@ -247,7 +247,8 @@ def _speed(job: _Job) -> None:
         for arm, decoder in job.subject.arms.items() for gamma in settings.gammas
     }  # fmt: skip
     for temperature in settings.temperatures:
-        costs = profile_entries(entries, job.questions[0], temperature)
+        first = job.questions[next(iter(job.tasks.values()))[0]]
+        costs = profile_entries(entries, first, experiment.decoding, temperature)
         for task, which in job.tasks.items():
             timed = [job.questions[i] for i in which[: settings.num_timed]]
             job.say(f"timing {len(timed)} {task} at temperature {temperature:g}")

@@ -79,13 +79,16 @@ def time_answers(
 
 
 def profile_entries(
-    entries: Mapping[Entry, SpeculativeDecoder], question: Question, temperature: float
+    entries: Mapping[Entry, SpeculativeDecoder],
+    question: Question,
+    decoding: DecodingConfig,
+    temperature: float,
 ) -> dict[Entry, Profile]:
     """What a round of each entry with a drafter costs, at batch 1 on one question."""
     return {
         entry: profile(
             dataclasses.replace(decoder, batch_size=1), [list(question.images)], [question.prompt],
-            gamma=entry[1], temperature=temperature,
+            gamma=entry[1], temperature=temperature, max_new_tokens=decoding.max_new_tokens,
         )
         for entry, decoder in entries.items() if decoder.drafter is not None
     }  # fmt: skip

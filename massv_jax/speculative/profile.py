@@ -83,6 +83,7 @@ def profile(
     rounds: int = 32,
     repeats: int = 5,
     temperature: float = 0.0,
+    max_new_tokens: int = 0,
 ) -> Profile:
     """Times a decoder with a drafter on one batch.
 
@@ -95,6 +96,7 @@ def profile(
         a cache that holds prompt and answer, whose other slots are masked.
       repeats: of each measurement.
       temperature: 0 or not changes what is compiled.
+      max_new_tokens: that caches have room for, where it is more than the timed rounds need.
 
     Raises:
       RequestError: the decoder has no drafter.
@@ -103,7 +105,8 @@ def profile(
         raise RequestError("a profile needs a drafter: it times drafting and verifying")
     endless = dataclasses.replace(decoder.target, eos_ids=())  # a row that ends costs less
     decoder = dataclasses.replace(decoder, target=endless)
-    options: dict[str, Any] = {"max_new_tokens": rounds + gamma + 2, "temperature": temperature}
+    room = max(rounds + gamma + 2, max_new_tokens)
+    options: dict[str, Any] = {"max_new_tokens": room, "temperature": temperature}
     session = decoder.begin(images, prompts, max_gamma=gamma, **options)
     plain = dataclasses.replace(decoder, drafter=None).begin(images, prompts, **options)
     program, params = session.program, session.params

@@ -106,15 +106,15 @@ def _ablations(vlv: Mapping[str, Any]) -> str:
 
 def _metrics(section: Mapping[str, Any]) -> Sequence[tuple[str, Mapping[str, Any]]]:
     """(a metric's name, its value of each arm); differences are left to the report."""
-    found: list[tuple[str, Mapping[str, Any]]] = []
+    out: list[tuple[str, Mapping[str, Any]]] = []
     for name, inner in section.items():
         if name.endswith("_difference"):
             continue
         if all("value" in value for value in inner.values()):
-            found.append((name, inner))
+            out.append((name, inner))
         else:
-            found += [(f"{name}.{path}", values) for path, values in _metrics(inner)]
-    return found
+            out += [(f"{name}.{path}", values) for path, values in _metrics(inner)]
+    return out
 
 
 def main(argv: list[str]) -> None:
