@@ -24,6 +24,6 @@ def _use_held_out(config: ConfigDict, name: str) -> None:
     if massv.is_mini(name):
         source = {"kind": "llava", "path": "runs/miniature_llava/heldout.json",
                   "images": massv.MINI_QUESTIONS[1]}  # fmt: skip
-        config.model.drafter = f"runs/demo_massv/{name}/phase2"
+        config.model.drafter = f"{massv.MINI_RUNS[name]}/phase2"
         config.decoding.update(max_new_tokens=64, prompt_lengths=(64, 96))
     config.evaluation.source = ConfigDict(source)

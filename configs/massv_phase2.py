@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if name == "vlv":
         config.data.format = "chat"  # answers are; what is learned is the caption alone
     if massv.is_mini(name):
-        folder = f"runs/demo_massv/{name}"
+        folder = massv.MINI_RUNS[name]
         massv.use_source(config, massv.MINI_QUESTIONS)
         config.data.answers = f"{folder}/answers"
         config.data.answer_images = massv.MINI_QUESTIONS[1]

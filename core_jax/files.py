@@ -51,12 +51,6 @@ def write_whole(
         sync_folder(path.parent)
 
 
-def sync_file(path: str | os.PathLike[str]) -> None:
-    """Puts a file on the disk, before something else says that it is whole."""
-    with pathlib.Path(path).open("rb") as opened:
-        os.fsync(opened.fileno())
-
-
 def move_whole(source: pathlib.Path, target: pathlib.Path) -> None:
     """Puts a file that was written piece by piece in the place of another one.
 
@@ -66,10 +60,15 @@ def move_whole(source: pathlib.Path, target: pathlib.Path) -> None:
     Raises:
       FileNotFoundError: there is no `source`.
     """
-    with source.open("rb+") as file:
-        os.fsync(file.fileno())
+    sync_file(source)
     os.replace(source, target)
     sync_folder(target.parent)
+
+
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """Puts a file on the disk, before something else says that it is whole."""
+    with pathlib.Path(path).open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def sync_folder(folder: pathlib.Path) -> None:

@@ -31,6 +31,8 @@ MIX_665K = ("data/llava-instruct/llava_v1_5_mix665k.json", "data/llava-instruct/
 HELD_OUT = ("data/massv_eval/questions.json", "data/massv_eval/images")
 MINI_CAPTIONS = ("runs/miniature_llava/captions.json", "runs/miniature_llava/images")
 MINI_QUESTIONS = ("runs/miniature_llava/instructions.json", "runs/miniature_llava/images")
+# Where miniature.demo puts what it makes of the first; the other goes beside it.
+MINI_RUNS = {"mini": "runs/demo/massv", "mini_gemma": "runs/demo/massv_gemma"}
 
 
 def resolve(variant: str, file: str) -> str:
