@@ -6,7 +6,8 @@
 
 The first writes report.json, report.html and evaluated_acceptance.jsonl: accepted lengths,
 acceptance by place, distances from the target's distributions, and whether drafters look. The
-second writes certificate.json and ends with status 1 if a check fails.
+second writes certificate.json and ends with status 1 if a check fails. Several processes share the
+batches; process 0 times alone, and writes the bytes that one process alone writes.
 """
 
 import pathlib
@@ -25,6 +26,7 @@ def _define() -> None:
 
 
 def _job(experiment: Experiment, workdir: pathlib.Path | None) -> None:
+    from core_jax.gathering import first_says, first_writes
     from massv_jax.evaluation.prompts import EvaluationError
     from massv_jax.evaluation.run import evaluate, load_subject, parse_arms
 
@@ -41,13 +43,16 @@ def _job(experiment: Experiment, workdir: pathlib.Path | None) -> None:
         if experiment.task == "lossless":
             from massv_jax.evaluation.certificate import certify
 
-            if not certify(subject, out):
+            with first_writes(out) as place:
+                passed = certify(subject, place, say=first_says)
+            if not passed:
                 raise SystemExit(f"error: a check failed; see {out / 'certificate.json'}")
             return
-        evaluate(subject, out, section=values.section, title=values.title)
+        with first_writes(out) as place:
+            evaluate(subject, place, section=values.section, title=values.title, say=first_says)
     except EvaluationError as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"wrote {out / 'report.json'} and {out / 'report.html'}", flush=True)
+    first_says(f"wrote {out / 'report.json'} and {out / 'report.html'}")
 
 
 if __name__ == "__main__":

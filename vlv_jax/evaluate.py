@@ -3,7 +3,8 @@
 RUN is a working directory of `vlv_jax.train` or a directory of `vlv_jax.export`. Writes
 report.json, report.html and, for every part that is measured, evaluated_<part>.jsonl with each
 example's scores, from which `python -m vlv_jax.compare` compares runs. A part that is measured
-again is replaced as a whole; what other evaluations wrote into the same report stays.
+again is replaced as a whole; what other evaluations wrote into the same report stays. Several
+processes share the batches; process 0 writes, the bytes that one alone writes.
 
 A run of stage 1 gives `<section>.stage1.denoising_loss` and `<section>.reconstruction`; one of
 stage 2 `<section>.caption`, `<section>.vqa`, `<section>.reconstruction` (which replaces that of
@@ -14,6 +15,7 @@ import pathlib
 
 from absl import flags
 
+from core_jax.gathering import first_says, first_writes
 from vlv_jax.commands import run_command
 from vlv_jax.evaluation.run import (
     PARTS,
@@ -54,11 +56,11 @@ def _job(experiment: Experiment, workdir: pathlib.Path) -> None:
     )  # fmt: skip
     out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else workdir
     subject = load_subject(workdir, experiment, request.parts)
-    evaluate(
-        subject, out, request, provenance=provenance_of(workdir, subject),
-        say=lambda line: print(line, flush=True),
-    )  # fmt: skip
-    print(f"wrote {out / 'report.json'} and {out / 'report.html'}", flush=True)
+    with first_writes(out) as place:
+        evaluate(
+            subject, place, request, provenance=provenance_of(workdir, subject), say=first_says
+        )
+    first_says(f"wrote {out / 'report.json'} and {out / 'report.html'}")
 
 
 if __name__ == "__main__":

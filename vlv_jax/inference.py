@@ -267,12 +267,15 @@ class Autoencoder(_Loaded):
         return self._redraw(embeddings, redraw_embeddings, seed, changes, start)
 
     def draw_texts(
-        self, captions: Sequence[str], *, seed: int | None = None, **changes: Any
+        self, captions: Sequence[str], *, seed: int | None = None, start: int = 0, **changes: Any
     ) -> np.ndarray:
-        """Draws images from captions, as the diffusion pipeline itself does: uint8 [n, H, W, 3]."""
+        """Draws images from captions, as the diffusion pipeline itself does: uint8 [n, H, W, 3].
+
+        For `start` see `reconstruct`.
+        """
         length = self.networks.text_encoder.config.max_position_embeddings
         ids = np.asarray(text_ids(self.pieces.text_tokenizer, list(captions), length), np.int32)
-        return self._redraw(ids, _redraw_ids, seed, changes)
+        return self._redraw(ids, _redraw_ids, seed, changes, start)
 
     def _redraw(self, inputs, function, seed, changes, first=0) -> np.ndarray:
         if changes:

@@ -13,6 +13,7 @@ from core_jax.evaluation.bootstrap import (
     bootstrap_ratio,
     ratio,
 )
+from core_jax.gathering import in_turns, own_share
 from massv_jax.evaluation.prompts import Question
 from massv_jax.experiment import DecodingConfig
 from massv_jax.speculative.counts import Statistics
@@ -32,6 +33,15 @@ class Measured:
     tokens: np.ndarray
     lengths: np.ndarray
     statistics: Statistics
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Measured"]) -> "Measured":
+        """The questions of all parts."""
+        return cls(
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            Statistics.concatenate([part.statistics for part in parts]),
+        )
 
     def rows(self, which: Sequence[int]) -> "Measured":
         """Some of the questions."""
@@ -61,7 +71,7 @@ def measure(
     temperature: float,
     gamma: int,
 ) -> Measured:
-    """Answers questions and counts.
+    """Answers questions and counts; processes share the batches.
 
     Draws are keyed by seed and the question's place, so arms at one temperature share them.
 
@@ -72,12 +82,20 @@ def measure(
       temperature: 0 is greedy.
       gamma: drafts of a window; not used without a drafter.
     """
-    made = decoder.generate(
-        [list(q.images) for q in questions], [q.prompt for q in questions],
-        max_new_tokens=decoding.max_new_tokens, temperature=temperature, top_k=decoding.top_k,
-        top_p=decoding.top_p, gamma=gamma, seed=decoding.seed,
-    )  # fmt: skip
-    return Measured(made.tokens, made.lengths, made.statistics)
+    size = decoder.batch_size or len(questions)
+
+    def answer(first: int) -> Measured:
+        rows = questions[first : first + size]
+        made = decoder.generate(
+            [list(q.images) for q in rows], [q.prompt for q in rows],
+            max_new_tokens=decoding.max_new_tokens, temperature=temperature, top_k=decoding.top_k,
+            top_p=decoding.top_p, gamma=gamma, seed=decoding.seed,
+            row_seeds=range(first, first + len(rows)),
+        )  # fmt: skip
+        return Measured(made.tokens, made.lengths, made.statistics)
+
+    starts = range(0, len(questions), size)
+    return Measured.concatenate(in_turns(own_share(starts), len(starts), answer))
 
 
 def accepted_length(measured: Measured, **options: Any) -> Estimate:

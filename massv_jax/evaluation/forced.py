@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from core_jax.decode.sampling import SamplingRule
 from core_jax.decode.target import WindowDecoder
+from core_jax.gathering import in_turns, own_share
 from core_jax.sharding import mesh_of
 from massv_jax.distilling_scores import read_answer
 from massv_jax.evaluation.acceptance import Measured
@@ -117,9 +118,9 @@ def compare_on_answers(
     if temperature > 0:
         rule = SamplingRule(temperature=temperature, top_k=decoding.top_k, top_p=decoding.top_p)
     decoder = dataclasses.replace(decoder, batch_size=batch_size)
-    parts = []
     N = answers.tokens.shape[1]
-    for first in range(0, len(questions), batch_size):
+
+    def read(first: int) -> list[np.ndarray]:
         batch = questions[first : first + batch_size]
         session = decoder.begin(
             [list(q.images) for q in batch], [q.prompt for q in batch], max_new_tokens=N,
@@ -128,7 +129,10 @@ def compare_on_answers(
         tokens = answers.tokens[first : first + batch_size]
         tokens = np.pad(tokens, ((0, batch_size - len(batch)), (0, 0)), mode="edge")
         found = _read(session, decoder.drafter.proposer, tokens, rule, _overlap_and_agreement)
-        parts.append([np.asarray(x)[: len(batch)] for x in found])
+        return [np.asarray(x)[: len(batch)] for x in found]
+
+    starts = range(0, len(questions), batch_size)
+    parts = in_turns(own_share(starts), len(starts), read)
     overlap, agree = (np.concatenate(x) for x in zip(*parts, strict=True))
     place = np.arange(N)[None]
     counted = (place >= 1) & (place < answers.lengths[:, None])

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from core_jax.decode.target import Target, TargetInputs
+from core_jax.gathering import in_turns, own_share
 from core_jax.sharding import mesh_of
 from massv_jax.evaluation.acceptance import Measured
 from massv_jax.evaluation.prompts import Question
 from massv_jax.experiment import DecodingConfig
-from massv_jax.speculative.counts import Statistics
 from massv_jax.speculative.decoder import SpeculativeDecoder
 from massv_jax.speculative.drafting import NetworkProposer
 
@@ -103,8 +103,8 @@ def measure_shown(
     Raises:
       ValueError: the target takes no prompt without an image ("none").
     """
-    parts = []
-    for first in range(0, len(questions), batch_size):
+
+    def answer(first: int) -> Measured:
         at = np.minimum(np.arange(first, first + batch_size), len(questions) - 1)
         rows = [questions[i] for i in at]
         seen = [_shown_to(questions, int(i), shown) for i in at]
@@ -118,12 +118,10 @@ def measure_shown(
         session.advance(gamma)
         tokens, lengths = session.tokens()
         count = min(batch_size, len(questions) - first)
-        part = Measured(tokens, lengths, session.statistics()).rows(range(count))
-        parts.append(part)
-    return Measured(
-        np.concatenate([p.tokens for p in parts]), np.concatenate([p.lengths for p in parts]),
-        Statistics.concatenate([p.statistics for p in parts]),
-    )  # fmt: skip
+        return Measured(tokens, lengths, session.statistics()).rows(range(count))
+
+    starts = range(0, len(questions), batch_size)
+    return Measured.concatenate(in_turns(own_share(starts), len(starts), answer))
 
 
 def _shown_to(questions: Sequence[Question], i: int, shown: Shown) -> Question:

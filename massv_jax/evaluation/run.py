@@ -6,9 +6,12 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from core_jax.decode.frontends import TextFrontend
 from core_jax.evaluation.provenance import command_facts, from_here
 from core_jax.evaluation.report import Report
+from core_jax.files import write_whole
 from core_jax.train.run_record import versions
 from massv_jax.distilling import load_limited_target
 from massv_jax.evaluation.acceptance import Measured, Tasks, measure, split_tasks
@@ -176,7 +179,7 @@ def evaluate(
         measured(job)
         report.write(out)
     text = "".join(json.dumps(line) + "\n" for line in job.lines)
-    (out / RECORDS).write_text(text, encoding="utf-8")
+    write_whole(out / RECORDS, text)
     return report
 
 
@@ -240,7 +243,7 @@ def _join(job: _Job, compared: Forced, arm: str, temperature: float) -> None:
 def _speed(job: _Job) -> None:
     experiment = job.subject.experiment
     settings = experiment.evaluation
-    if not settings.num_timed:
+    if not settings.num_timed or jax.process_index():  # the others wait: nothing disturbs the clock
         return
     entries = {(PLAIN_ARM, 0): job.subject.plain} | {
         (arm, gamma): decoder

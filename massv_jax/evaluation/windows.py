@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from core_jax.decode.target import WindowDecoder
+from core_jax.gathering import in_turns, own_share
 from core_jax.sharding import mesh_of
 from massv_jax.distilling_scores import read_answer
 from massv_jax.evaluation.acceptance import Measured
@@ -100,8 +101,9 @@ def compare_windows(
       decoding: its `batch_size` counts.
       gamma: drafts of a window.
     """
-    parts, size = [], decoding.batch_size
-    for first in range(0, len(questions), size):
+    size = decoding.batch_size
+
+    def compare(first: int) -> list[np.ndarray]:
         batch = questions[first : first + size]
         tokens = answers.tokens[first : first + size]
         session = dataclasses.replace(decoder, batch_size=size).begin(
@@ -114,7 +116,10 @@ def compare_windows(
                 session.program.decoder, session.params.target, session.request.prompt,
                 session.request.images, jnp.asarray(tokens, jnp.int32), gamma + 1,
             )  # fmt: skip
-        parts.append([np.asarray(x)[: len(batch)] for x in found])
+        return [np.asarray(x)[: len(batch)] for x in found]
+
+    starts = range(0, len(questions), size)
+    parts = in_turns(own_share(starts), len(starts), compare)
     place = np.arange(answers.tokens.shape[1])[None]
     difference, scale, flipped, ids, values = map(np.concatenate, zip(*parts, strict=True))
     return WindowLogits(difference, scale, flipped, ids, values, place < answers.lengths[:, None])

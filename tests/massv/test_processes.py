@@ -92,3 +92,26 @@ def test_distillation_by_two_processes_gives_the_bytes_of_one(qwen_pair, folder,
         made.append({file.relative_to(out): file.read_bytes() for file in files})
     assert made[0] == made[1]
     assert made[0][next(p for p in made[0] if p.name == "answers.jsonl")].count(b"\n") == 11
+
+
+def test_an_evaluation_by_two_processes_gives_the_bytes_of_one(qwen_pair, folder, tmp_path):
+    evaluation = {
+        "source": {"kind": "llava", "path": str(folder / "data.json"), "images": str(folder)},
+        "num_prompts": 5, "gammas": (2,), "temperatures": (0.0,), "min_answer_tokens": 0,
+        "bootstrap_samples": 20, "num_timed": 0,
+    }  # fmt: skip
+    decoding = {"batch_size": 2, "max_new_tokens": 6, "gamma": 2, "prompt_lengths": (64, 96)}
+    experiment = _experiment(qwen_pair, folder, "eval", evaluation=evaluation, decoding=decoding)
+    experiment["run"] = {"mesh": {"data": -1}}
+    config = _config(experiment, tmp_path / "eval.json")
+    made = []
+    for count in (1, 2):
+        out = tmp_path / f"by-{count}"
+        said = run("massv_jax.evaluate", f"--out={out}", "--arm=text", "--arm=lookup",
+                   processes=count, devices=count, config=config)  # fmt: skip
+        assert said.count("wrote ") == 1
+        report = json.loads((out / "report.json").read_text())
+        lines = (out / "evaluated_acceptance.jsonl").read_bytes()
+        assert lines.count(b"\n") == 10
+        made.append((report["massv"], lines))
+    assert made[0] == made[1]

@@ -1,6 +1,7 @@
 """Text-only question answering: a language model reads a caption and answers about the image."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from core_jax.models import load_model
 from vlv_jax.captioning import decode_texts
 from vlv_jax.evaluation.captions import CaptionRecord
 from vlv_jax.evaluation.examples import examples_file, save_examples
-from vlv_jax.evaluation.heldout import Subject
+from vlv_jax.evaluation.heldout import Subject, in_batches
 from vlv_jax.evaluation.vqa import (
     PromptFormat,
     Question,
@@ -73,11 +74,13 @@ class LanguageModelAnswerer:
         # Prompts of a length go together; a batch is as wide as its longest.
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
         answers = [""] * len(prompts)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            texts = self._continue([encoded[i] for i in rows])
-            for i, text in zip(rows, texts, strict=False):  # the rest is padding
-                answers[i] = text
+
+        def answer(rows: slice) -> list[str]:
+            return self._continue([encoded[i] for i in order[rows]])[: rows.stop - rows.start]
+
+        texts = in_batches(len(order), self.batch_size, answer)
+        for i, text in zip(order, itertools.chain.from_iterable(texts), strict=True):
+            answers[i] = text
         return answers
 
     def _continue(self, encoded: Sequence[Sequence[int]]) -> list[str]:

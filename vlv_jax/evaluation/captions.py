@@ -9,7 +9,7 @@ from core_jax.evaluation.bootstrap import bootstrap_mean
 from core_jax.evaluation.report import Report
 from vlv_jax.evaluation.caption_metrics import CaptionScores, score_captions
 from vlv_jax.evaluation.examples import BLEU, examples_file, save_examples
-from vlv_jax.evaluation.heldout import Subject, heldout_batches, true_captions
+from vlv_jax.evaluation.heldout import Subject, collect, true_captions
 from vlv_jax.evaluation.scorers import aggregate, load_scorer, run_scorer
 from vlv_jax.inference import Caption
 
@@ -37,20 +37,21 @@ class CaptionRecord:
 
 def write_captions(subject: Subject, count: int) -> list[CaptionRecord]:
     """Captions the first `count` held-out images."""
-    captioner, records = subject.captioner, []
+    captioner = subject.captioner
     if captioner is None:
         raise ValueError("there is no captioner: this is a stage-1 run")
-    for batch in heldout_batches(subject, count, keep=("florence_image",)):
+
+    def records(batch: Mapping[str, Any]) -> dict[str, list[CaptionRecord]]:
         written = captioner.caption_views(batch["florence_image"], rows=batch["index"])
-        records += [
+        made = [
             CaptionRecord(name, caption, true_captions(text, extras), extras)
-            for name, mask, caption, text, extras in zip(
-                batch["ids"], batch["mask"], written, batch["caption"], batch["extras"],
-                strict=True,
+            for name, caption, text, extras in zip(
+                batch["ids"], written, batch["caption"], batch["extras"], strict=True
             )
-            if mask
         ]  # fmt: skip
-    return records
+        return {"records": made}
+
+    return collect(subject, count, records, keep=("florence_image",))["records"]
 
 
 def save_captions(

@@ -22,7 +22,7 @@ from vlv_jax.encoding import (
     latent_moments,
 )
 from vlv_jax.evaluation.examples import columns_of, examples_file, save_examples
-from vlv_jax.evaluation.heldout import Subject, collect, heldout_batches
+from vlv_jax.evaluation.heldout import Subject, collect, in_batches
 from vlv_jax.evaluation.reconstruction import add_comparison
 from vlv_jax.host_work import Progress
 from vlv_jax.loading import text_ids
@@ -102,7 +102,7 @@ def encode_examples(subject: Subject, count: int) -> dict[str, Any]:
             "ids": batch["ids"], "index": batch["index"], "caption": batch["caption"],
         }  # fmt: skip
 
-    return collect(heldout_batches(subject, count), compute)
+    return collect(subject, count, compute)
 
 
 def compare_conditions(subject: Subject, encoded: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -117,11 +117,10 @@ def compare_conditions(subject: Subject, encoded: Mapping[str, Any]) -> dict[str
     key = jax.random.key(config.seed)
     length = networks.text_encoder.config.max_position_embeddings
     inputs = _condition_inputs(encoded, auto.pieces.text_tokenizer, length)
-    totals = {condition: np.zeros(n) for condition in inputs}
-    progress = Progress(n)
-    for start in range(0, n, size):
-        rows = slice(start, min(start + size, n))
+
+    def losses_of(rows: slice) -> dict[str, np.ndarray]:
         used = rows.stop - rows.start
+        totals = {condition: np.zeros(used) for condition in inputs}
         index, mean, logvar = (
             jnp.asarray(auto.pad_batch(encoded[k][rows])) for k in ("index", "mean", "logvar")
         )
@@ -136,9 +135,16 @@ def compare_conditions(subject: Subject, encoded: Mapping[str, Any]) -> dict[str
             )
             for condition, context in contexts.items():
                 losses = _losses(networks, params, latents, context, timesteps, noise)
-                totals[condition][rows] += np.asarray(losses, np.float64)[:used]
+                totals[condition] += np.asarray(losses, np.float64)[:used]
         progress.add(used)
-    return {c: total / config.timesteps_per_image for c, total in totals.items()}
+        return totals
+
+    progress = Progress(n)
+    parts = in_batches(n, size, losses_of)
+    return {
+        condition: np.concatenate([part[condition] for part in parts]) / config.timesteps_per_image
+        for condition in inputs
+    }
 
 
 def _condition_inputs(encoded: Mapping[str, Any], tokenizer: Any, length: int):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from core_jax.data.pipeline import evaluation_batches
 from core_jax.data.sources import Example, open_source
+from core_jax.gathering import in_turns, own_share
 from vlv_jax.batches import policy_of, sample_index
 from vlv_jax.experiment import EvaluationConfig, Experiment
 from vlv_jax.host_work import Progress
@@ -48,6 +49,8 @@ def heldout_batches(
 ) -> Iterator[Mapping[str, Any]]:
     """The first `count` held-out examples in order, in batches of `sampling.batch_size`.
 
+    Of several processes each gets every n-th batch (`core_jax.gathering.in_turns`).
+
     Args:
       subject: what is evaluated.
       count: examples; the source may have fewer. Unusable images are left out, not replaced.
@@ -68,40 +71,66 @@ def heldout_batches(
             "index": sample_index(example.id), "caption": example.caption or "", "extras": extras,
         }  # fmt: skip
 
-    data = subject.experiment.data
+    data, size = subject.experiment.data, subject.autoencoder.sampling.batch_size
+    own = own_share(batch_slices(min(count, len(source)), size))
     with evaluation_batches(
         source,
-        batch_size=subject.autoencoder.sampling.batch_size,
-        indices=range(min(count, len(source))),
+        batch_size=size,
+        indices=[i for rows in own for i in range(rows.start, rows.stop)],
         transform=transform,
         policy=policy_of(data, require_caption=False),
         num_threads=data.num_threads,
     ) as batches:
-        progress = Progress(min(count, len(source)))
+        progress = Progress(sum(rows.stop - rows.start for rows in own))
         for batch in batches:
             yield batch
             progress.add(int(batch["mask"].sum()))
 
 
+def batch_slices(count: int, size: int) -> list[slice]:
+    """Rows of each batch."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def in_batches(count: int, size: int, compute: Callable[[slice], Any]) -> list[Any]:
+    """What a function makes of the rows of every batch, in order; processes share the batches."""
+    batches = batch_slices(count, size)
+    return in_turns(own_share(batches), len(batches), compute)
+
+
 def collect(
-    batches: Iterator[Mapping[str, Any]], compute: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    subject: Subject,
+    count: int,
+    compute: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    *,
+    keep: tuple[str, ...] = ("image", "florence_image"),
 ) -> dict[str, Any]:
-    """Runs a function on every batch and joins what it returns, without the padding.
+    """Runs a function on the first `count` examples and joins what it returns, without padding.
 
     Args:
-      batches: from `heldout_batches`.
+      subject: what is evaluated.
+      count: examples; see `heldout_batches`.
       compute: batch -> arrays [b, ...] or lists of b.
+      keep: which views it reads.
 
     Raises:
       ValueError: there was no example at all.
     """
+
+    def picked(batch: Mapping[str, Any]) -> dict[str, Any]:
+        rows = np.flatnonzero(batch["mask"])
+        return {
+            name: [values[i] for i in rows] if isinstance(values, list)
+            else np.asarray(values)[rows]
+            for name, values in compute(batch).items()
+        }  # fmt: skip
+
+    length = min(count, len(open_source(subject.evaluation.source)))
+    total = len(batch_slices(length, subject.autoencoder.sampling.batch_size))
     parts: dict[str, list] = {}
-    for batch in batches:
-        keep = np.flatnonzero(batch["mask"])
-        for name, values in compute(batch).items():
-            is_list = isinstance(values, list)
-            picked = [values[i] for i in keep] if is_list else np.asarray(values)[keep]
-            parts.setdefault(name, []).append(picked)
+    for part in in_turns(heldout_batches(subject, count, keep=keep), total, picked):
+        for name, values in part.items():
+            parts.setdefault(name, []).append(values)
     if not parts:
         raise ValueError("the evaluation source has no example")
     return {

@@ -16,7 +16,7 @@ from core_jax.evaluation.report_images import GalleryRow
 from vlv_jax.evaluation.captions import CaptionRecord, score_note, score_records, verdict
 from vlv_jax.evaluation.examples import columns_of, examples_file, save_examples
 from vlv_jax.evaluation.frechet import frechet_distance
-from vlv_jax.evaluation.heldout import Subject, collect, heldout_batches
+from vlv_jax.evaluation.heldout import Subject, collect, in_batches
 from vlv_jax.networks import FLORENCE2, Networks
 
 GROUP = "reconstruction"
@@ -45,20 +45,33 @@ def redraw_examples(subject: Subject, count: int) -> dict[str, Any]:
     """
     auto = subject.autoencoder
     found = collect(
-        heldout_batches(subject, count),
+        subject,
+        count,
         lambda batch: {
             "ids": batch["ids"], "original": batch["image"], "caption_text": batch["caption"],
             "z": auto.encode_views(batch["florence_image"]),
         },
     )  # fmt: skip
     z, captions = found.pop("z"), found["caption_text"]
-    found["vlv"] = auto.reconstruct(z)
-    found["none"] = auto.draw_texts([""] * len(captions))
+    found["vlv"] = _drawn(subject, z)
+    found["none"] = _drawn(subject, [""] * len(captions))
     if all(captions):
-        found["caption"] = auto.draw_texts(captions)
+        found["caption"] = _drawn(subject, captions)
     if len(z) > 1:
-        found["wrong_image"] = auto.reconstruct(np.roll(z, -1, axis=0))
+        found["wrong_image"] = _drawn(subject, np.roll(z, -1, axis=0))
     return found
+
+
+def _drawn(subject: Subject, inputs: np.ndarray | list[str]) -> np.ndarray:
+    """Images of embeddings or texts, uint8 [n, H, W, 3]; a row's noise follows from its place."""
+    auto = subject.autoencoder
+
+    def draw(rows: slice) -> np.ndarray:
+        if isinstance(inputs, list):
+            return auto.draw_texts(inputs[rows], start=rows.start)
+        return auto.reconstruct(inputs[rows], start=rows.start)
+
+    return np.concatenate(in_batches(len(inputs), auto.sampling.batch_size, draw))
 
 
 def pixel_mse(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
@@ -84,13 +97,13 @@ def davit_features(subject: Subject, images: np.ndarray) -> np.ndarray:
     """`tower_features` of images at the VAE's size: float32 [n, P, C]."""
     auto = subject.autoencoder
     processor: ImageProcessor = auto.pieces.processor
-    out = []
-    for start in range(0, len(images), auto.sampling.batch_size):
-        views = np.stack([processor.resize(x) for x in images[start:][: auto.sampling.batch_size]])
+
+    def features(rows: slice) -> np.ndarray:
+        views = np.stack([processor.resize(x) for x in images[rows]])
         padded = jnp.asarray(auto.pad_batch(views))
-        features = tower_features(auto.networks, auto.params, padded)
-        out.append(np.asarray(features)[: len(views)])
-    return np.concatenate(out)
+        return np.asarray(tower_features(auto.networks, auto.params, padded))[: len(views)]
+
+    return np.concatenate(in_batches(len(images), auto.sampling.batch_size, features))
 
 
 def feature_distances(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
