@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.provenance import ROOT, load_average, provenance
+from benchmarks.provenance import ROOT, busy_cores, provenance
 from benchmarks.timing import Measured, ratio, summarize
 
 PREPARE, OURS, PEER = "prepare", "ours", "peer"
 RESULTS = ROOT / "benchmarks" / "results"
-QUIET_LOAD = 0.5
+QUIET = 0.5
 
 Arguments = argparse.Namespace
 Side = Callable[[Arguments, pathlib.Path], Measured]
@@ -158,8 +158,8 @@ def drive(
       launch: side -> the JSON object that its process printed.
       command: for the record.
     """
-    loads = [load_average()]
     facts = dict(launch(PREPARE)["facts"])
+    busy = [busy_cores()]
     lines: dict[str, list[dict[str, Any]]] = {OURS: [], PEER: []}
     unavailable = "left out (--no-peer)" if arguments.no_peer else None
     for number in range(arguments.rounds):
@@ -174,7 +174,7 @@ def drive(
                 unavailable = line["unavailable"]
                 continue
             lines[side].append(line)
-            loads.append(load_average())
+            busy.append(busy_cores())
     return {
         "name": benchmark.name(arguments),
         "peer": benchmark.peer,
@@ -184,7 +184,7 @@ def drive(
         "peer_facts": lines[PEER][-1]["facts"] if lines[PEER] else {},
         "measures": _measures(benchmark, arguments, lines),
         "differences": _differences(folder),
-        "load_average": loads,
+        "busy_cores": busy,
         "provenance": provenance(command),
     }
 
@@ -286,9 +286,14 @@ def report(result: Mapping[str, Any]) -> None:
         print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}")
     if result["peer_unavailable"]:
         print(f"  the peer was not measured: {result['peer_unavailable']}")
-    first = result["load_average"][0]
-    if first is not None and first > QUIET_LOAD:
-        print(f"  load average {first} before the start: NOT a quiet machine, don't keep this")
+    busy = most_busy(result)
+    if busy is not None and busy > QUIET:
+        print(f"  others kept {busy} cores busy: NOT a quiet machine, don't keep this")
+
+
+def most_busy(result: Mapping[str, Any]) -> float | None:
+    """Cores that others kept busy between the processes, at most; None where that is unknown."""
+    return max((x for x in result["busy_cores"] if x is not None), default=None)
 
 
 def write_result(result: Mapping[str, Any], folder: pathlib.Path) -> pathlib.Path:

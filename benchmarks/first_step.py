@@ -24,7 +24,7 @@ from benchmarks.alternate import (
     report,
     write_result,
 )
-from benchmarks.provenance import ROOT, load_average, provenance
+from benchmarks.provenance import ROOT, busy_cores, provenance
 from benchmarks.timing import summarize
 
 COLD, WARM = "cold", "warm"
@@ -66,7 +66,7 @@ def run_once(command: list[str], workdir: pathlib.Path, cache: pathlib.Path) -> 
 
 def read_times(workdir: pathlib.Path, began: float) -> dict[str, float]:
     """What a run of one step wrote, in seconds since `began` (Unix time)."""
-    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.busy(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     first = next(line for line in lines if line["step"] == 1 and "loss" in line)
     return {
         "loaded": (workdir / "run.json").stat().st_mtime - began,
@@ -99,7 +99,7 @@ def _build_world(folder: pathlib.Path) -> pathlib.Path:
 
 
 def summary(
-    found: dict[str, list[dict[str, float]]], size: str, command: str, loads: list[Any]
+    found: dict[str, list[dict[str, float]]], size: str, command: str, busy: list[Any]
 ) -> dict[str, Any]:
     """The result in the form that every benchmark has."""
     measures = {
@@ -116,7 +116,7 @@ def summary(
         "peer_facts": {},
         "measures": measures,
         "differences": {},
-        "load_average": loads,
+        "busy_cores": busy,
         "provenance": provenance(command),
     }
 
@@ -134,11 +134,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments, extra = parser.parse_known_args(argv)  # the rest is for the training command
     if unknown := [x for x in extra if not x.startswith("--config.")]:
         parser.error(f"unknown arguments {unknown}; only --config.* is passed on to the training")
-    before = load_average()
+    before = busy_cores()
     found = measure(arguments.rounds, arguments.size, extra)
     options = [f"--size={arguments.size}", f"--rounds={arguments.rounds}", *extra]
     command = " ".join(["python -m benchmarks.first_step", *options])
-    result = summary(found, arguments.size, command, [before, load_average()])
+    result = summary(found, arguments.size, command, [before, busy_cores()])
     report(result)
     print(f"written to {write_result(result, arguments.results)}")
     return 0

@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -74,9 +75,25 @@ def cpu_name() -> str:
     return platform.processor() or "unknown"
 
 
-def load_average() -> float | None:
-    """Processes that wanted a core in the last minute; None where the system does not say."""
-    try:
-        return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):
+def busy_cores(seconds: float = 0.2) -> float | None:
+    """Cores that others keep busy while this waits; None where the system does not say.
+
+    The load average would still tell of the benchmark that ran a minute ago.
+    """
+    before = _ticks()
+    time.sleep(seconds)
+    after = _ticks()
+    if before is None or after is None or after[1] == before[1]:
         return None
+    idle = (after[0] - before[0]) / (after[1] - before[1])
+    return round((1 - idle) * (os.cpu_count() or 1), 2)
+
+
+def _ticks() -> tuple[int, int] | None:
+    """(idle, all) of Linux's clock, over all cores."""
+    try:
+        first = pathlib.Path("/proc/stat").read_text().partition("\n")[0]
+    except OSError:
+        return None
+    ticks = [int(x) for x in first.split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)

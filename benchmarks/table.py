@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.alternate import OURS, PEER, QUIET_LOAD, RESULTS
+from benchmarks.alternate import OURS, PEER, QUIET, RESULTS, most_busy
 from benchmarks.provenance import ROOT
 from core_jax.evaluation.document import replace_part
 
@@ -32,14 +32,14 @@ def section(title: str, results: Sequence[Mapping[str, Any]]) -> str:
     compared = [r for r in results if any("ratio" in m for m in r["measures"].values())]
     if compared:
         lines += [
-            "| benchmark | measure | this project, s | peer, s | peer time / our time | load |",
+            "| benchmark | measure | this project, s | peer, s | peer time / our time | others |",
             "|---|---|---|---|---|---|",
             *(row for r in compared for row in _compared_rows(r)),
             "",
         ]
     alone = [r for r in results if any("ratio" not in m for m in r["measures"].values())]
     if alone:
-        lines += ["| benchmark | measure | seconds | load |", "|---|---|---|---|"]
+        lines += ["| benchmark | measure | seconds | others |", "|---|---|---|---|"]
         lines += [row for r in alone for row in _alone_rows(r)]
         lines.append("")
     for result in results:
@@ -54,7 +54,7 @@ def _compared_rows(result: Mapping[str, Any]) -> list[str]:
     return [
         f"| `{result['name']}` | {name} | {_times(m[OURS])} | {_times(m[PEER])} | "
         f"**{m['ratio']['median']:.2f}** ({m['ratio']['min']:.2f} to {m['ratio']['max']:.2f}) | "
-        f"{_load(result)} |"
+        f"{_others(result)} |"
         for name, m in result["measures"].items()
         if "ratio" in m
     ]
@@ -62,7 +62,7 @@ def _compared_rows(result: Mapping[str, Any]) -> list[str]:
 
 def _alone_rows(result: Mapping[str, Any]) -> list[str]:
     return [
-        f"| `{result['name']}` | {name} | {_times(m[OURS])} | {_load(result)} |"
+        f"| `{result['name']}` | {name} | {_times(m[OURS])} | {_others(result)} |"
         for name, m in result["measures"].items()
         if "ratio" not in m
     ]
@@ -77,12 +77,12 @@ def _number(x: float) -> str:
     return f"{x:.3g}" if abs(x) < 1000 else f"{x:,.0f}"
 
 
-def _load(result: Mapping[str, Any]) -> str:
-    """The load before the start, which should be nothing; a busy machine is pointed at."""
-    load = result["load_average"][0]
-    if load is None:
+def _others(result: Mapping[str, Any]) -> str:
+    """Cores that others kept busy, which should be none; a busy machine is pointed at."""
+    busy = most_busy(result)
+    if busy is None:
         return "unknown"
-    return f"{load:.2f}" if load <= QUIET_LOAD else f"{load:.2f}, NOT quiet"
+    return f"{busy:.2f}" if busy <= QUIET else f"{busy:.2f}, NOT quiet"
 
 
 def _machines(results: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -96,7 +96,7 @@ def test_nothing_to_measure_here_is_an_error(tmp_path):
 def test_report_points_at_a_busy_machine(tmp_path, capsys):
     result = run_tiny(_benchmark(), tmp_path)
     for load, told in ((0.1, False), (3.0, True)):
-        alternate.report({**result, "load_average": [load]})
+        alternate.report({**result, "busy_cores": [load]})
         assert ("NOT a quiet machine" in capsys.readouterr().out) == told
 
 

@@ -7,7 +7,7 @@ from benchmarks.alternate import OURS, PEER
 
 TIMES = {"calls": 3, "min": 1.0, "median": 2.0, "max": 3.0, "round_medians": [2.0]}
 RESULT = {
-    "name": "unet-mini", "peer": "diffusers", "load_average": [0.04, 1.0],
+    "name": "unet-mini", "peer": "diffusers", "busy_cores": [0.04, 0.02, None],
     "facts": {"MFU": 0.41, "parameters": 3, "nothing": None},
     "measures": {
         "forward": {OURS: TIMES, PEER: TIMES, "ratio": {"median": 1.0, "min": 0.9, "max": 1.1}},
@@ -46,7 +46,7 @@ def test_figures_replace_what_is_between_the_markers(tmp_path):
 
 
 def test_a_busy_machine_is_pointed_at(tmp_path):
-    _write(tmp_path / "gpu", load_average=[4.0])
+    _write(tmp_path / "gpu", busy_cores=[4.0])
     assert "4.00, NOT quiet" in table.figures(tmp_path)
 
 
