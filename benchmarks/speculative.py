@@ -124,7 +124,7 @@ def _ours(arguments: Arguments, folder: pathlib.Path) -> Measured:
             rows = []
             for picture in seen:
                 session = decoder.begin(
-                    [picture], [QUESTION], max_new_tokens=new, max_gamma=gamma
+                    [picture], [QUESTION], max_new_tokens=new, max_gamma=max(gamma, 1)
                 )
                 session.advance(gamma)
                 tokens, lengths = session.tokens()
@@ -135,7 +135,7 @@ def _ours(arguments: Arguments, folder: pathlib.Path) -> Measured:
         return call
 
     measured, repeats = Measured(), arguments.repeats
-    plain = call_of(SpeculativeDecoder(target, None), arguments.gamma)
+    plain = call_of(SpeculativeDecoder(target, None), 0)
     measured.outputs[PLAIN] = measured.time(PLAIN, plain, repeats=repeats)
     drafted = call_of(SpeculativeDecoder(target, drafter), arguments.gamma)
     measured.outputs[SPECULATIVE] = measured.time(SPECULATIVE, drafted, repeats=repeats)
