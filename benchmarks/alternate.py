@@ -227,8 +227,16 @@ def _differences(folder: pathlib.Path) -> dict[str, float]:
 
 
 def _options(arguments: Arguments) -> dict[str, Any]:
+    """For the record: paths as seen from the repository, and no others than their names."""
     hidden = ("side", "folder", "results")
-    return {k: v for k, v in vars(arguments).items() if k not in hidden}
+    return {k: _plain(v) for k, v in vars(arguments).items() if k not in hidden}
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, pathlib.Path):
+        return value
+    inside = value.is_absolute() and value.is_relative_to(ROOT)
+    return str(value.relative_to(ROOT)) if inside else value.name
 
 
 def _command(benchmark: Benchmark, argv: Sequence[str]) -> str:

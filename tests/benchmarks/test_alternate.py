@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -104,6 +105,13 @@ def test_the_command_leaves_the_place_of_results_out():
     argv = ["--size=mini", "--results=/a", "--results", "/b", "--rounds", "1"]
     command = alternate._command(_benchmark(), argv)
     assert command == "python -m tests.benchmarks.test_alternate --size=mini --rounds 1"
+
+
+def test_a_result_has_no_place_of_a_machine():
+    arguments = argparse.Namespace(
+        side="ours", inside=alternate.ROOT / "runs" / "a", other=pathlib.Path("/x/b"), n=3
+    )
+    assert alternate._options(arguments) == {"inside": "runs/a", "other": "b", "n": 3}
 
 
 def test_counts_must_be_positive():
