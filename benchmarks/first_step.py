@@ -66,7 +66,7 @@ def run_once(command: list[str], workdir: pathlib.Path, cache: pathlib.Path) -> 
 
 def read_times(workdir: pathlib.Path, began: float) -> dict[str, float]:
     """What a run of one step wrote, in seconds since `began` (Unix time)."""
-    lines = [json.busy(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     first = next(line for line in lines if line["step"] == 1 and "loss" in line)
     return {
         "loaded": (workdir / "run.json").stat().st_mtime - began,
