@@ -81,7 +81,7 @@ def measure(rounds: int, size: str, extra: list[str]) -> dict[str, list[dict[str
         folder = pathlib.Path(scratch)
         world = _build_world(folder)
         if size == "tiny":
-            extra = ["--config.data.batch_size=2", "--config.model.num_queries=8", *extra]
+            extra = ["--config.data.batch_size=8", "--config.model.num_queries=8", *extra]
         for number in range(rounds):
             for kind in (COLD, WARM):
                 print(f"[{kind}, round {number + 1} of {rounds}]", file=sys.stderr, flush=True)
