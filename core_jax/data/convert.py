@@ -28,7 +28,7 @@ from etils import epath
 
 from core_jax.data.arguments import add_source_arguments, spec_from_arguments
 from core_jax.data.images import BadImage, ImageLimits, Reason, decode_image
-from core_jax.data.sources import Source, clean_text, open_source
+from core_jax.data.sources import Source, open_source
 from core_jax.data.tfds_source import EXTRAS_KEY
 from core_jax.files import sync_file, sync_folder, write_whole
 
@@ -185,8 +185,8 @@ class ShardWriter:
         encoded = self.features.encode_example(
             {
                 "image": io.BytesIO(data),
-                "caption": clean_text(example.caption or ""),
-                "id": clean_text(example.id),
+                "caption": example.caption or "",
+                "id": example.id,
                 EXTRAS_KEY: json.dumps(dict(example.extras), default=_jsonable),
             }
         )

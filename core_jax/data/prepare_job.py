@@ -41,7 +41,6 @@ from core_jax.data.sources import (
     Source,
     SourceError,
     SourceSpec,
-    clean_text,
     infer_kind,
     list_files,
     open_source,
@@ -280,7 +279,7 @@ class _Picked:
         part = bisect.bisect_right(self._starts, position) - 1
         example = open_part(self._parts[part])[position - self._starts[part]]
         data = example.encoded_image(self._limits)
-        if clean_text(example.id) != example_id or hashlib.sha256(data).digest() != sha256:
+        if example.id != example_id or hashlib.sha256(data).digest() != sha256:
             raise PrepareError(
                 f"{example_id}: the source has changed since it was looked at; remove the output "
                 "and prepare it again"
@@ -289,8 +288,7 @@ class _Picked:
             "sha256": sha256.hex(), "phash": f"{phash:016x}", "width": width, "height": height,
         }  # fmt: skip
         extras = {**example.extras, "prepared": facts}
-        caption = clean_text(example.caption) if example.caption else None
-        return Example(example_id, data, caption, extras)
+        return Example(example_id, data, example.caption or None, extras)
 
 
 def source_parts(spec: SourceSpec) -> tuple[SourceSpec, ...]:

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from core_jax.data.images import BadImage, ImageLimits, Reason, decode_image, inspect_header
-from core_jax.data.sources import Example, clean_text
+from core_jax.data.sources import Example
 
 HASH_BITS = 64  # the uppermost is never set, so that a hash is a positive int64
 COLOUR_VALUES = 48  # a 4 x 4 grid of RGB means
@@ -131,7 +131,7 @@ class Look:
 
 def look_at(example: Example, rules: Rules, limits: ImageLimits, exclusion: Exclusion) -> Look:
     """Applies every rule that concerns one example alone."""
-    found = Look(clean_text(example.id))
+    found = Look(example.id)
     try:
         data = example.encoded_image(limits)
         found = dataclasses.replace(found, sha256=hashlib.sha256(data).digest())
